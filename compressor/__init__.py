@@ -1,0 +1,1 @@
+"""compressor: smaller, faster networks, with proof."""

@@ -1,0 +1,136 @@
+"""Write beside, fsync, rename: a reader never sees half a file. The only module that publishes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from compressor.core.errors import SystemFault
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextlib.contextmanager
+def faults(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals while writing ``path`` into :class:`SystemFault`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            free = _free_mib(path)
+            raise SystemFault(
+                f"{path}: the disk is full ({free} MiB free); nothing half-written was kept. "
+                "Free space (`compressor cache gc` empties the store) and run again."
+            ) from error
+        if error.errno in _READ_ONLY:
+            raise SystemFault(
+                f"{path}: cannot write ({error.strerror}); give a folder you may write to "
+                "(--store, COMPRESSOR_STORE or another working folder)."
+            ) from error
+        raise
+
+
+def _free_mib(path: Path) -> str:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return str(shutil.disk_usage(path).free >> 20)
+    except OSError:
+        return "?"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` durable, where the platform can."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` atomically and durably. Raises SystemFault."""
+    with faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(beside, 0o644)
+            os.replace(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+            raise
+        sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As :func:`write_bytes`, UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As :func:`write_text`; keys sorted, so that equal values are equal bytes."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file below ``folder`` and the folders, before the folder is renamed."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with open(Path(root, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(root))
+
+
+def publish(source: Path, target: Path) -> None:
+    """Rename a finished file or folder to ``target``, which must be on the same file system.
+
+    If ``target`` exists already (another run published the same content), ``source`` is removed.
+    """
+    with faults(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            sync_tree(source)
+        else:
+            with open(source, "rb") as file:
+                os.fsync(file.fileno())
+        try:
+            if target.exists():
+                raise FileExistsError(target)
+            os.rename(source, target)
+        except OSError as error:
+            if not target.exists() or error.errno not in {errno.EEXIST, errno.ENOTEMPTY, None}:
+                raise
+            remove(source)
+        sync_folder(target.parent)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or folder to ``target`` (not atomic: for files inside a folder to publish)."""
+    with faults(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source, target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
