@@ -1,1 +1,1 @@
-
+"""Datasets, their splits and stateless batches; NumPy only."""
