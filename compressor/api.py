@@ -1,1 +1,250 @@
-"""What ``import compressor`` gives."""
+"""What ``import compressor`` gives: the commands as functions, typed, without exits or prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.core import environment, files, results
+from compressor.core.errors import ConfigError, suggestion
+from compressor.core.results import GateRecord, RunResults
+from compressor.core.store import Store
+from compressor.core.types import Timing, TimingProtocol
+from compressor.pipeline import execution, planning, progress, record, wiring
+from compressor.pipeline.keys import Settings
+from compressor.pipeline.state import State
+from compressor.pipeline.wiring import Pipeline
+
+if TYPE_CHECKING:
+    from compressor.quantization.plain import QuantizeReport
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run left.
+
+    Attributes:
+        results: The record, gates included.
+        folder: The run folder, or None after ``only`` (a part of a pipeline leaves no run).
+        exit_code: 0, 3 (a gate failed) or 4 (inconclusive under ``strict``).
+        computed: Names of the stages that ran; the others were cached.
+    """
+
+    results: RunResults
+    folder: Path | None
+    exit_code: int
+    computed: tuple[str, ...]
+
+
+def store_path(store: StrPath | None = None) -> Path:
+    """The store to use: the argument, ``COMPRESSOR_STORE``, or ``.compressor`` here."""
+    return Path(store or os.environ.get("COMPRESSOR_STORE") or ".compressor")
+
+
+def load(path: StrPath, overrides: Sequence[str] = ()) -> Pipeline:
+    """Read, check and wire a pipeline file, gates included.
+
+    Args:
+        path: The YAML file.
+        overrides: ``a.b=value`` texts, applied before checking.
+
+    Raises:
+        ConfigError: With every problem of the file.
+    """
+    from compressor import gates
+
+    return wiring.load(Path(path), overrides, gates.problems)
+
+
+def _prepare(
+    pipeline: Pipeline,
+    only: Sequence[str],
+    device: str,
+    threads: int | None,
+    store: StrPath | None,
+    warn: Any = None,
+) -> tuple[State, Sequence[wiring.Node]]:
+    known = {n.stem for n in pipeline.nodes} | {n.name for n in pipeline.nodes}
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"--only {name}: no such stage{suggestion(name, known)}")
+    settings = Settings(device, threads or environment.usable_threads())
+    state = State(Store(store_path(store), warn), settings)
+    return state, pipeline.upstream(only) if only else pipeline.nodes
+
+
+def plan(
+    path: StrPath,
+    overrides: Sequence[str] = (),
+    *,
+    only: Sequence[str] = (),
+    device: str = "cpu",
+    threads: int | None = None,
+    store: StrPath | None = None,
+    rebench: bool = False,
+) -> list[planning.Step]:
+    """Wiring and cache state with reasons; runs nothing. Raises ConfigError."""
+    pipeline = load(path, overrides)
+    state, nodes = _prepare(pipeline, only, device, threads, store)
+    return planning.plan(pipeline, state, nodes, rebench)
+
+
+def run(
+    path: StrPath,
+    overrides: Sequence[str] = (),
+    *,
+    only: Sequence[str] = (),
+    device: str = "cpu",
+    threads: int | None = None,
+    store: StrPath | None = None,
+    runs: StrPath = "runs",
+    rebench: bool = False,
+    strict: bool = False,
+    accept_code: Sequence[str] = (),
+    reporter: execution.Reporter | None = None,
+) -> Outcome:
+    """Run what is stale, then the gates, and leave a run folder with its report.
+
+    Args:
+        path: The pipeline file.
+        overrides: ``a.b=value`` texts.
+        only: Stages to bring up to date with all they need; no gates, no run folder.
+        device: ``cpu`` or ``cuda``, for training.
+        threads: CPU threads; None takes what this process may use.
+        store: Folder of the store.
+        runs: Folder below which ``NAME/STAMP`` appears.
+        rebench: Measure again whatever was measured.
+        strict: Let an inconclusive gate count.
+        accept_code: Stages whose code edits did not matter.
+        reporter: Told about progress; silent by default.
+
+    Raises:
+        CompressorError: See ``core.errors``; whatever finished before stays in the store.
+    """
+    from compressor import gates, report
+
+    pipeline = load(path, overrides)
+    told = reporter or progress.Quiet()
+    state, nodes = _prepare(pipeline, only, device, threads, store, told.say)
+    options = execution.Options(rebench, frozenset(accept_code))
+    done = execution.execute(pipeline, state, nodes, options, told)
+    found = record.summarize(pipeline, done, datetime.datetime.now(datetime.UTC))
+    computed = tuple(d.node.name for d in done if d.ran)
+    if only:
+        return Outcome(found, None, 0, computed)
+    folder = record.write(Path(runs), pipeline, state, found, done)
+    verdicts = gates.evaluate(gates.parse(pipeline.gates), folder, found, baseline=None)
+    found = dataclasses.replace(found, gates=tuple(verdicts))
+    results.save(found, folder / "results.json")
+    report.write(folder, found)
+    return Outcome(found, folder, gates.exit_code(verdicts, strict), computed)
+
+
+def gate(
+    run: StrPath, baseline: StrPath | None, *, strict: bool = False
+) -> tuple[tuple[GateRecord, ...], int]:
+    """Judge a run against a committed baseline; returns verdicts and exit code (0, 3 or 4).
+
+    Raises:
+        IntegrityError: Not a run folder, or not a baseline.
+    """
+    from compressor import gates
+
+    verdicts = gates.judge(Path(run), None if baseline is None else Path(baseline))
+    return tuple(verdicts), gates.exit_code(verdicts, strict)
+
+
+def accept(run: StrPath, baseline: StrPath) -> None:
+    """Make a run the baseline that later runs are judged against."""
+    from compressor import gates
+
+    gates.accept(Path(run), Path(baseline))
+
+
+def report(run: StrPath) -> Path:
+    """Write summary.md, report.html and junit.xml of a run again; returns the HTML's path."""
+    from compressor import report as room
+
+    folder = Path(run)
+    return room.write(folder, results.load(folder))
+
+
+def bench(
+    models: Sequence[StrPath],
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    batch: int = 1,
+    rounds: int = 30,
+    inputs: StrPath | None = None,
+) -> Timing:
+    """Interleaved latency of any ONNX files; the first is the baseline.
+
+    Args:
+        models: At least one file; one alone is measured against itself (the A/A control).
+        provider: ``cpu`` or ``cuda``.
+        threads: Intra-op threads.
+        batch: Samples per call.
+        rounds: Interleaved rounds.
+        inputs: ``.npz`` with one array per model input; None feeds random values.
+    """
+    from compressor.runtime.predict import load_feed
+    from compressor.runtime.timing import interleave, named
+
+    protocol = TimingProtocol(provider, threads, batch, rounds)
+    feed: Mapping[str, Any] | None = None
+    if inputs is not None:
+        feed = load_feed(Path(inputs))
+        protocol = dataclasses.replace(protocol, inputs=files_digest(Path(inputs)))
+    return interleave(named([Path(m) for m in models]), protocol, feed)
+
+
+def files_digest(path: Path) -> str:
+    """The sha256 of a file."""
+    from compressor.core.hashing import digest_file
+
+    return digest_file(path)
+
+
+def quantize(model: StrPath, out: StrPath, calibration: StrPath, **options: Any) -> QuantizeReport:
+    """Make an int8 file of an ONNX model trained elsewhere.
+
+    Args:
+        model: The fp32 file.
+        out: Where the int8 file goes, written atomically.
+        calibration: ``.npz`` with one array per model input, first axis samples.
+        options: Fields of :class:`compressor.quantization.plain.QuantizeOptions`.
+    """
+    from compressor.quantization import plain
+    from compressor.runtime.predict import load_feed
+
+    return plain.quantize(
+        Path(model), Path(out), load_feed(Path(calibration)), plain.QuantizeOptions(**options)
+    )
+
+
+def verify(bundle: StrPath) -> Any:
+    """Check a bundle's hashes and golden outputs with this package's own verifier."""
+    from compressor.runtime import verify as room
+
+    return room.verify(Path(bundle))
+
+
+def initialize(folder: StrPath) -> Path:
+    """Write a starter project: a pipeline, a model and a dataset of the user's own to fill in."""
+    from compressor.pipeline import starter
+
+    target = Path(folder)
+    for name, text in starter.FILES.items():
+        if (target / name).exists():
+            raise ConfigError(f"{target / name} exists; give a new folder")
+    for name, text in starter.FILES.items():
+        files.write_text(target / name, text)
+    return target

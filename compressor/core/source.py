@@ -1,0 +1,151 @@
+"""Digest of the code behind a stage: what its modules import, transitively, read from source.
+
+Nothing is imported or executed. Comments and docstrings do not count, so that explaining a line
+does not retrain a teacher.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from compressor.core.hashing import digest_bytes
+
+PACKAGE = "compressor"
+# Frame and presentation: they move bytes about but do not compute them.
+_OUTSIDE = ("core", "report", "api", "cli", "pipeline", "gates", "testing")
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Source behind some functions.
+
+    Attributes:
+        modules: Module name to digest of its syntax tree.
+        libraries: Top-level names of everything else that those modules import.
+    """
+
+    modules: dict[str, str]
+    libraries: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    digest: str
+    imports: tuple[str, ...]
+
+
+def behind(references: Iterable[str]) -> Code:
+    """Collect the code behind ``module:attribute`` references.
+
+    Ours is followed within ``compressor`` less the frame; a user's within the top-level package
+    of the function, or within the folder of a single-file module.
+    """
+    modules: dict[str, str] = {}
+    libraries: set[str] = set()
+    queue = [ref.partition(":")[0] for ref in references]
+    seen: set[str] = set()
+    roots = {name.partition(".")[0] for name in queue}
+    folders = {f.parent for r in roots if (f := _single_file(r)) is not None}
+    while queue:
+        name = queue.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        file = _file_of(name) if _inside(name, roots, folders) else None
+        if file is None:
+            if name.partition(".")[0] not in roots:
+                libraries.add(name.partition(".")[0])
+            continue
+        parent = name.rpartition(".")[0]
+        if parent:
+            queue.append(parent)
+        if _framework(name):
+            continue
+        parsed = _parse(file, file.stat().st_mtime_ns, name, file.name == "__init__.py")
+        modules[name] = parsed.digest
+        queue.extend(parsed.imports)
+    return Code(dict(sorted(modules.items())), frozenset(libraries - set(sys.stdlib_module_names)))
+
+
+def _framework(name: str) -> bool:
+    parts = name.split(".")
+    return parts[0] == PACKAGE and (len(parts) == 1 or parts[1] in _OUTSIDE)
+
+
+def _inside(name: str, roots: set[str], folders: set[Path]) -> bool:
+    top = name.partition(".")[0]
+    if top in roots or top == PACKAGE:
+        return True
+    return any((folder / f"{top}.py").is_file() or (folder / top).is_dir() for folder in folders)
+
+
+def _single_file(top: str) -> Path | None:
+    """The file of a top-level module that is not a package."""
+    if top == PACKAGE:
+        return None
+    file = _file_of(top)
+    return file if file is not None and file.name != "__init__.py" else None
+
+
+@lru_cache(maxsize=4096)
+def _file_of(name: str) -> Path | None:
+    """Source file of a module, found without importing any parent."""
+    top, *rest = name.split(".")
+    if top == PACKAGE:
+        base = Path(__file__).parents[1]
+    else:
+        spec = importlib.machinery.PathFinder.find_spec(top, [str(Path.cwd()), *sys.path])
+        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+            return None
+        origin = Path(spec.origin)
+        if origin.name != "__init__.py":
+            return origin if not rest else None
+        base = origin.parent
+    for part in rest:
+        base = base / part
+    if (base / "__init__.py").is_file():
+        return base / "__init__.py"
+    file = base.with_suffix(".py")
+    return file if file.is_file() else None
+
+
+@lru_cache(maxsize=4096)
+def _parse(file: Path, stamp: int, name: str, is_package: bool) -> _Parsed:
+    tree = ast.parse(file.read_bytes(), filename=str(file))
+    imports = tuple(sorted(set(_imports(tree, name, is_package))))
+    _strip_docstrings_(tree)
+    return _Parsed(digest_bytes(ast.dump(tree).encode()), imports)
+
+
+def _imports(tree: ast.AST, name: str, is_package: bool) -> Iterator[str]:
+    """Absolute names of everything imported anywhere in ``tree``, functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = name.split(".")
+                up = parts[: len(parts) - node.level + (1 if is_package else 0)]
+                base = ".".join([*up, base] if base else up)
+            yield base
+            # `from package import thing`: the thing may be a module
+            yield from (f"{base}.{a.name}" for a in node.names if a.name != "*")
+
+
+def _strip_docstrings_(tree: ast.AST) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]

@@ -1,0 +1,165 @@
+"""From finished nodes to a run folder: results, models, predictions, bundle, the resolved file."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.core import files, results, yaml
+from compressor.core.environment import machine, version
+from compressor.core.results import OutputRecord, RunResults, StageRecord
+from compressor.core.types import BUNDLE, CHECKPOINT, ONNX, TABLE, TIMINGS, Metric
+from compressor.pipeline import keys
+from compressor.pipeline.execution import Done
+from compressor.pipeline.state import State
+from compressor.pipeline.wiring import Pipeline
+
+# Kind to folder of the run; what is not here stays in the store.
+_FOLDERS = {
+    ONNX: ("models", ".onnx"),
+    CHECKPOINT: ("models", ""),
+    TIMINGS: ("timings", ".json"),
+    TABLE: ("tables", ".json"),
+}
+
+
+def summarize(pipeline: Pipeline, done: Sequence[Done], now: datetime.datetime) -> RunResults:
+    """The record of a run, without gates."""
+    stages = [d for d in done if not d.node.evaluates]
+    evaluations = {(d.node.evaluates, d.node.split): d for d in done if d.node.evaluates}
+    return RunResults(
+        pipeline.name,
+        now.isoformat(timespec="seconds"),
+        version("compressor"),
+        pipeline.seed,
+        machine(),
+        tuple(_stage(d, evaluations) for d in stages),
+    )
+
+
+def _stage(done: Done, evaluations: Mapping[tuple[str, str], Done]) -> StageRecord:
+    node, entry = done.node, done.entry
+    metrics: dict[str, Metric] = dict(entry.metrics)
+    predictions = {}
+    for split in ("val", "test"):
+        judged = evaluations.get((node.name, split))
+        if judged is None:
+            continue
+        predictions[split] = f"predictions/{node.name}.{split}.npz"
+        prefix = "" if split == "test" else "val_"
+        for name, metric in judged.entry.metrics.items():
+            metrics.setdefault(prefix + name, metric)
+    return StageRecord(
+        name=node.name,
+        uses=node.stage.name,
+        key=entry.key,
+        state="ran" if done.ran else "cached",
+        seconds=round(entry.seconds, 3),
+        config=keys.resolved(node.config) | {"seed": node.seed},
+        inputs={n: tuple(r.node for r in refs) for n, refs in node.inputs.items()},
+        outputs={
+            name: OutputRecord(
+                o.kind, o.digest, o.bytes, _file(node.name, name, o.kind, len(entry.outputs))
+            )
+            for name, o in entry.outputs.items()
+        },
+        metrics=metrics,
+        predictions=predictions,
+        note=entry.notes[-1] if entry.notes else "",
+    )
+
+
+def _file(node: str, output: str, kind: str, count: int) -> str:
+    """Where a stage's output goes below the run folder; empty if it does not."""
+    if kind == BUNDLE:
+        return "bundle" if "[" not in node else f"bundle-{node}"
+    if kind not in _FOLDERS:
+        return ""
+    folder, suffix = _FOLDERS[kind]
+    return f"{folder}/{node}{suffix}"
+
+
+def write(
+    root: Path, pipeline: Pipeline, state: State, record: RunResults, done: Sequence[Done]
+) -> Path:
+    """Build the run folder beside its place, rename it, and point ``latest`` to it.
+
+    Returns:
+        ``root/NAME/STAMP``.
+    """
+    home = root / pipeline.name
+    stamp = record.created.replace(":", "").replace("-", "").replace("+0000", "Z")
+    target = _free(home / stamp)
+    partial = home / f".{target.name}.partial"
+    with files.faults(home):
+        files.remove(partial)
+        partial.mkdir(parents=True)
+        try:
+            _fill(partial, pipeline, state, record, done)
+            files.publish(partial, target)
+            _point(home / "latest", target.name)
+        except BaseException:
+            files.remove(partial)
+            raise
+    return target
+
+
+def _free(target: Path) -> Path:
+    """``target``, or the first of ``target-2``, ``target-3`` ... that does not exist."""
+    if not target.exists():
+        return target
+    number = 2
+    while (candidate := target.with_name(f"{target.name}-{number}")).exists():
+        number += 1
+    return candidate
+
+
+def _fill(
+    folder: Path, pipeline: Pipeline, state: State, record: RunResults, done: Sequence[Done]
+) -> None:
+    for stage in record.stages:
+        for output in stage.outputs.values():
+            if output.file:
+                files.copy(state.store.object(output.digest), folder / output.file)
+    for one in done:
+        if one.node.evaluates:
+            source = next(iter(state.artifacts[one.node.name].values())).path
+            name = f"{one.node.evaluates}.{one.node.split}.npz"
+            files.copy(source, folder / "predictions" / name)
+    files.write_text(folder / "resolved.yaml", yaml.dump(resolved(pipeline)))
+    results.save(record, folder / "results.json")
+
+
+def resolved(pipeline: Pipeline) -> dict[str, Any]:
+    """The pipeline file with overrides and every default spelled out; it runs again as it is."""
+    stages: dict[str, Any] = {}
+    raw = pipeline.document.value["stages"]
+    stems = {node.name: node.stem for node in pipeline.nodes}
+    for node in pipeline.nodes:
+        if node.evaluates or node.stem in stages:
+            continue
+        written = raw[node.stem]
+        guessed = {
+            name: f"{stems[refs[0].node]}.{refs[0].output}"
+            for name, refs in node.inputs.items()
+            if not name.endswith(".val")
+        }
+        entry = {"uses": written["uses"], "in": {**guessed, **(written.get("in") or {})}}
+        if "matrix" in written:  # a member's config is not the stage's
+            entry |= {k: written[k] for k in ("with", "seed", "matrix") if k in written}
+        else:
+            entry |= {"with": keys.resolved(node.config), "seed": node.seed}
+        stages[node.stem] = entry
+    whole = {"name": pipeline.name, "seed": pipeline.seed, "stages": stages}
+    return whole | {"gates": list(pipeline.gates)} if pipeline.gates else whole
+
+
+def _point(link: Path, target: str) -> None:
+    """Replace the link ``latest`` in one step."""
+    beside = link.with_name(f".latest.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    os.replace(beside, link)
