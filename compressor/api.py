@@ -242,7 +242,7 @@ def initialize(folder: StrPath) -> Path:
     from compressor.pipeline import starter
 
     target = Path(folder)
-    for name, text in starter.FILES.items():
+    for name in starter.FILES:
         if (target / name).exists():
             raise ConfigError(f"{target / name} exists; give a new folder")
     for name, text in starter.FILES.items():

@@ -56,7 +56,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.version_option(package_name="compressor", prog_name="compressor")
 @_common
 def cli() -> None:
-    """Make a network small and fast, prove it, and keep it that way.
+    r"""Make a network small and fast, prove it, and keep it that way.
 
     \b
     compressor run pipelines/digits.yaml     the whole chain
@@ -263,22 +263,18 @@ def report(run: Path) -> None:
     _print({"html": str(page)}, f"{table.text(found)}\nreport: {page}")
 
 
-@_command()
+@cli.command(context_settings=WIDTH)
 @click.argument("bundle", type=_FOLDER)
 @click.option("--choose", is_flag=True, help="Re-bench the variants on this device.")
-@click.option("--out", "report_file", type=_FILE, help="Write the findings as JSON here.")
-def verify(bundle: Path, choose: bool, report_file: Path | None) -> None:
+@click.option("--json", "report_file", metavar="FILE", help="Write the findings here (- : stdout).")
+def verify(bundle: Path, choose: bool, report_file: str | None) -> None:
     """Check a bundle: hashes, golden outputs, latency here."""
+    from compressor.core.environment import check_onnxruntime
     from compressor.runtime import verify as room
 
-    arguments = [str(bundle)]
-    if choose:
-        arguments.append("--choose")
-    if report_file is not None:
-        arguments += ["--json", str(report_file)]
-    elif FLAGS.json:
-        arguments += ["--json", "-"]
-    sys.exit(room.main(arguments))
+    check_onnxruntime()
+    arguments = [str(bundle), *(["--choose"] if choose else [])]
+    sys.exit(room.main([*arguments, *(["--json", report_file] if report_file else [])]))
 
 
 @cli.group(context_settings=WIDTH)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from compressor.core import files
 from compressor.core.environment import require
@@ -46,7 +47,7 @@ class Options:
     accept_code: frozenset[str] = frozenset()
 
 
-class Reporter(Progress):
+class Reporter(Progress, Protocol):
     """What the engine tells the outside: a :class:`Progress` that knows which node it is in."""
 
     def start(self, node: Node) -> None:
