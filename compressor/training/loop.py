@@ -1,0 +1,428 @@
+"""The one training loop: teachers, students, fine-tuning, quantization-aware training.
+
+What a step does depends on (seed, step) and the weights alone: order and augmentation come from
+``data.batches``, torch's generators are seeded anew for each step, and the learning rate is a
+function of the step. So a run that was killed and goes on from a checkpoint gives, on the CPU in
+fp32 with the same threads, the bytes of a run that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.core.errors import ConfigError, DivergedError
+from compressor.core.hashing import digest_json
+from compressor.core.locks import MACHINE
+from compressor.core.tasks import Task
+from compressor.core.tasks import task as find_task
+from compressor.core.types import Context, Metric, ModelSpec
+from compressor.data.batches import Batch, batches, count
+from compressor.data.dataset import Dataset
+from compressor.training import distributed, optimizers, state
+from compressor.training.evaluate import Interrupted, evaluate, score
+from compressor.training.losses import LossFunction, task_loss
+from compressor.training.options import TrainOptions
+from compressor.training.schedules import lr_factor, warmup_steps
+from compressor.training.signals import EXIT_TERMINATED, termination
+from compressor.training.tensors import seeded, step_seed, threads, to_tensors
+
+# Reading the loss waits for the GPU; every 50th step costs nothing that can be seen.
+_CUDA_CHECK = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What came of a run.
+
+    Attributes:
+        history: Per epoch ``epoch`` (from 1), ``loss`` (mean over steps), ``score`` (the task's
+            metric on val: accuracy in percent, mean absolute error) and ``lr`` (of its last step).
+        best_epoch: The epoch with the best score; 0 if there was no epoch.
+        steps: Optimizer steps taken.
+        score: On val, of the weights that the model now has.
+        stopped_early: ``patience`` ran out.
+    """
+
+    history: tuple[Mapping[str, float], ...]
+    best_epoch: int
+    steps: int
+    score: float
+    stopped_early: bool
+
+    def metrics(self, task: Task) -> dict[str, Metric]:
+        """How the run went, as a stage reports it; the engine measures the model on test."""
+        found = {
+            "epochs": Metric(float(len(self.history)), "count", "lower"),
+            "best_epoch": Metric(float(self.best_epoch), "count", "lower"),
+            "val_score": Metric(self.score, task.unit, task.better),
+        }
+        if self.history:
+            found["loss"] = Metric(self.history[-1]["loss"], "loss", "lower")
+        return found
+
+
+@dataclass(slots=True)
+class _Counters:
+    """Where a run stands; everything besides tensors that a checkpoint holds."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    best_score: float | None = None
+    best_epoch: int = 0
+    stale: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def steps_per_epoch(data: Dataset, options: TrainOptions) -> int:
+    """Optimizer steps of one epoch; incomplete batches count only where there is no other."""
+    n = data.counts["train"]
+    return count(n, options.batch_size, drop_last=n >= options.batch_size)
+
+
+def total_steps(data: Dataset, options: TrainOptions) -> int:
+    """Optimizer steps of a whole run without early stopping."""
+    return options.epochs * steps_per_epoch(data, options)
+
+
+def fit_(
+    model: nn.Module,
+    data: Dataset,
+    spec: ModelSpec,
+    options: TrainOptions,
+    ctx: Context,
+    *,
+    loss: LossFunction | None = None,
+    after_step: Callable[[int], None] | None = None,
+    after_step_state: Mapping[str, Tensor] | None = None,
+    label: str = "train",
+) -> Fit:
+    """Train ``model`` in place; goes on by itself from a checkpoint in ``ctx.resume``.
+
+    Ends with the model on the CPU in eval mode, holding the last weights, or the moving average
+    with ``ema``, or those of the best epoch with ``patience``.
+
+    Args:
+        model: Takes the inputs of ``spec`` in their order.
+        data: Trained on ``train``, validated on ``val`` after each epoch.
+        spec: Names the inputs and the task.
+        options: How.
+        ctx: Seed, device, threads, progress, and where checkpoints go (``ctx.resume / label``).
+        loss: (outputs [b, ...], batch) -> scalar; by default the task's loss on the labels.
+        after_step: Called with the number of steps taken so far, after the weights have moved and
+            before they are averaged. Changes tensors in place only.
+        after_step_state: Tensors of ``after_step`` that are saved with each checkpoint and
+            restored in place.
+        label: Tells several runs of one stage apart.
+
+    Raises:
+        ConfigError: The options do not fit the device or the data.
+        MissingError: No such device.
+        DivergedError: The loss or a validation output stopped being finite.
+        SystemExit: 143 after SIGTERM, once the step is finished and a checkpoint is saved.
+    """
+    if options.precision == "bf16" and not ctx.device.startswith("cuda"):
+        raise ConfigError(
+            f"{label}.precision: bf16 needs CUDA, this run is on {ctx.device}; "
+            "use precision: fp32, or --device cuda"
+        )
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(distributed.joined(ctx.device))
+        stack.enter_context(MACHINE.share())
+        stack.enter_context(threads(ctx.threads))
+        stack.enter_context(seeded(ctx.seed, world.device))
+        asked = stack.enter_context(termination())
+        run = _Run(model, data, spec, options, ctx, world, asked, label)
+        run.loss = loss or task_loss(spec.task, options.label_smoothing)
+        run.after_step = after_step
+        run.caller_state = dict(after_step_state or {})
+        return run.go()
+
+
+class _Run:
+    """One call of ``fit_``: its objects, and the steps in the order in which they happen."""
+
+    loss: LossFunction
+    after_step: Callable[[int], None] | None
+    caller_state: dict[str, Tensor]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        spec: ModelSpec,
+        options: TrainOptions,
+        ctx: Context,
+        world: distributed.World,
+        asked: Callable[[], bool],
+        label: str,
+    ) -> None:
+        self.model, self.data, self.spec, self.options = model, data, spec, options
+        self.ctx, self.world, self.asked, self.label = ctx, world, asked, label
+        self.task: Task = find_task(spec.task)
+        self.train, self.val = data.split("train"), data.split("val")
+        if not len(self.train) or not len(self.val):
+            raise ConfigError(
+                f"{label}: the dataset has {len(self.train)} train and {len(self.val)} val samples;"
+                " give at least 1 of each"
+            )
+        self.per_process = world.share(options.batch_size)
+        self.epoch_steps = steps_per_epoch(data, options)
+        self.total = total_steps(data, options)
+        self.warmup = warmup_steps(self.total, self.epoch_steps, options.warmup_epochs)
+        self.counters = _Counters()
+        layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload]
+        # References into the model: everything below changes weights in place.
+        self.live: dict[str, Tensor] = {
+            n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)
+        }
+        self.average = optimizers.Average(self.live, options.ema) if options.ema else None
+        self.best: dict[str, Tensor] = {}
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+        self.checkpoints = state.Checkpoints(ctx.resume / label, self._identity(), ctx.progress.say)
+
+    def go(self) -> Fit:
+        """Train, and leave the model with the weights to keep."""
+        counters, options = self.counters, self.options
+        if options.epochs:
+            distributed.spread_(self.live, self.world)
+            self.optimizer = optimizers.make_optimizer(self.model, options)
+            self._resume_()
+            self.forward = distributed.averaging(self.model, self.world)
+            while not self._finished():
+                self._train_epoch()
+                self._close_epoch()
+            if self.best:
+                state.restore_(self.live, self.best)
+            elif self.average is not None:
+                state.restore_(self.live, self.average.tensors)
+            distributed.spread_(self.live, self.world)
+        final = counters.history[-1]["score"] if counters.history else self._validate()
+        if options.patience is not None and counters.best_score is not None:
+            final = counters.best_score
+        self.model.to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.model.eval()
+        return Fit(
+            history=tuple(counters.history),
+            best_epoch=counters.best_epoch,
+            steps=counters.step,
+            score=final,
+            stopped_early=len(counters.history) < options.epochs,
+        )
+
+    def _finished(self) -> bool:
+        patience = self.options.patience
+        worn_out = patience is not None and self.counters.stale >= patience
+        return worn_out or len(self.counters.history) >= self.options.epochs
+
+    def _train_epoch(self) -> None:
+        """Take the steps of the present epoch that have not been taken yet."""
+        epoch = len(self.counters.history)
+        self.forward.train()
+        rows = batches(
+            self.train,
+            self.spec.inputs,
+            self.per_process,
+            seed=self.ctx.seed,
+            epoch=epoch,
+            shuffle=True,
+            augment=self.options.augment,
+            drop_last=len(self.train) >= self.options.batch_size,
+            start=self.counters.step - epoch * self.epoch_steps,
+            rank=self.world.rank,
+            world=self.world.size,
+        )
+        for batch in rows:
+            self._step(batch)
+            self._after_step()
+
+    def _step(self, batch: Batch) -> None:
+        """One forward, backward and update."""
+        step, options = self.counters.step, self.options
+        torch.manual_seed(step_seed(self.ctx.seed, step + 1, self.world.rank))
+        optimizers.set_lr_(self.optimizer, self._lr(step))
+        tensors = to_tensors(batch, self.spec.inputs, self.world.device, options.channels_last)
+        with torch.autocast(
+            self.world.device.type, torch.bfloat16, enabled=options.precision == "bf16"
+        ):
+            outputs = self.forward(*tensors.inputs)
+            loss = self.loss(outputs.float(), tensors)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if options.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), options.grad_clip)
+        self.loss_sum += loss.detach()
+        self.optimizer.step()
+        self.counters.step = step + 1
+
+    def _after_step(self) -> None:
+        """Hooks, average, the look at the loss, and a checkpoint where one is due."""
+        step = self.counters.step
+        if self.after_step is not None:
+            self.after_step(step)
+        if self.average is not None:
+            self.average.update_(step)
+        in_epoch = step - len(self.counters.history) * self.epoch_steps
+        last = in_epoch == self.epoch_steps
+        if self.world.device.type == "cpu" or last or step % _CUDA_CHECK == 0:
+            self._look(in_epoch)
+        if self.asked() and self.world.rank == 0:
+            self._leave()
+        every = self.options.checkpoint_steps
+        if every is not None and step % every == 0 and not last:
+            self._save()
+
+    def _look(self, in_epoch: int) -> None:
+        """Read the epoch's mean loss, refuse what is not finite, and report it."""
+        mean = self.loss_sum.item() / max(1, in_epoch)
+        if not np.isfinite(mean):
+            self._diverged("the loss", mean)
+        if self.world.rank == 0:
+            history = self.counters.history
+            unit = "%" if self.task.unit == "%" else ""
+            val = f", val {history[-1]['score']:.2f}{unit}" if history else ""
+            note = f"epoch {len(history) + 1}/{self.options.epochs}, loss {mean:.4f}{val}"
+            self.ctx.progress.update(self.counters.step, self.total, note)
+
+    def _diverged(self, what: str, value: float) -> NoReturn:
+        step = self.counters.step
+        lr = self._lr(max(0, step - 1))
+        late = f" or up to {_CUDA_CHECK} steps before" if self.world.device.type != "cpu" else ""
+        raise DivergedError(
+            f"{self.label}: {what} is {value} at step {step} of {self.total}{late} (epoch "
+            f"{len(self.counters.history) + 1}), learning rate {lr:.3g}. Try lr: "
+            f"{self.options.lr / 4:.3g}, grad_clip: 1.0 or a longer warmup_epochs; if it happens "
+            "at the first steps, look for values that are not finite in the data."
+        )
+
+    def _close_epoch(self) -> None:
+        """Validate, remember the best, write the history, save."""
+        counters = self.counters
+        value = self._validate()
+        sign = 1.0 if self.task.better == "higher" else -1.0
+        if counters.best_score is None or sign * value > sign * counters.best_score:
+            counters.best_score, counters.best_epoch = value, len(counters.history) + 1
+            counters.stale = 0
+            if self.options.patience is not None:
+                self.best = state.snapshot(self._kept())
+        else:
+            counters.stale += 1
+        counters.history.append(
+            {
+                "epoch": len(counters.history) + 1,
+                "loss": self.loss_sum.item() / self.epoch_steps,
+                "score": value,
+                "lr": self._lr(counters.step - 1),
+            }
+        )
+        self.loss_sum.zero_()
+        self._save()
+        if self.asked() and self.world.rank == 0:
+            raise SystemExit(EXIT_TERMINATED)
+
+    def _validate(self) -> float:
+        """The score on val of the weights that would be kept, agreed by all processes."""
+        value = 0.0
+        if self.world.rank == 0:
+            with self._swapped():
+                try:
+                    outputs = evaluate(
+                        self.model, self.data, "val", device=self.world.device, stop=self.asked
+                    )
+                except Interrupted:
+                    outputs = None
+            if outputs is None:
+                self._leave()
+            if not np.isfinite(outputs).all():
+                bad = outputs[~np.isfinite(outputs)][0]
+                self._diverged("an output on the validation split", float(bad))
+            value = score(outputs, self.val.labels, self.task)
+        return distributed.agree(value, self.world)
+
+    @contextlib.contextmanager
+    def _swapped(self) -> Iterator[None]:
+        """Run the block with the averaged weights in the model, where there is an average."""
+        if self.average is None:
+            yield
+            return
+        present = state.snapshot(self.live)
+        state.restore_(self.live, self.average.tensors)
+        try:
+            yield
+        finally:
+            state.restore_(self.live, present)
+
+    def _kept(self) -> Mapping[str, Tensor]:
+        return self.live if self.average is None else self.average.tensors
+
+    def _lr(self, step: int) -> float:
+        options = self.options
+        if not self.total:
+            return options.lr
+        return options.lr * lr_factor(step, self.total, self.warmup, options.schedule)
+
+    def _identity(self) -> str:
+        """Digest of what a checkpoint must have been made with to be ours."""
+        return digest_json(
+            {
+                "options": self.options.model_dump(mode="json"),
+                "data": self.data.fingerprint,
+                "spec": asdict(self.spec),
+                "tensors": {n: [str(v.dtype), *v.shape] for n, v in self.live.items()},
+                "seed": self.ctx.seed,
+                "device": self.world.device.type,
+                "threads": self.ctx.threads,
+                "processes": self.world.size,
+            }
+        )
+
+    def _leave(self) -> NoReturn:
+        if self.counters.step:
+            self._save()
+        raise SystemExit(EXIT_TERMINATED)
+
+    def _save(self) -> None:
+        if self.world.rank:
+            return
+        self.counters.loss_sum = self.loss_sum.item()
+        tensors = {
+            **state.prefixed("model", self.live),
+            **state.prefixed("optimizer", optimizers.slots(self.optimizer)),
+            **state.prefixed("ema", self.average.tensors if self.average else {}),
+            **state.prefixed("best", self.best),
+            **state.prefixed("caller", self.caller_state),
+        }
+        name = f"{len(self.counters.history):06d}-{self.counters.step:09d}"
+        self.checkpoints.save(name, tensors, asdict(self.counters))
+
+    def _resume_(self) -> None:
+        """Take up the newest whole checkpoint, if there is one: the same one in every process."""
+        found = self.checkpoints.load() if self.world.rank == 0 else None
+        step = int(distributed.agree(found[1]["step"] if found else -1, self.world))
+        if self.world.rank and step >= 0:
+            found = self.checkpoints.load()
+            if found is None or found[1]["step"] != step:
+                raise ConfigError(
+                    f"{self.label}: process {self.world.rank} cannot read the checkpoint of step "
+                    f"{step} in {self.ctx.resume}; give all machines one shared folder (--store)"
+                )
+        if found is None:
+            return
+        tensors, counters = found
+        self.counters = _Counters(**counters)
+        self.loss_sum.fill_(self.counters.loss_sum)
+        state.restore_(self.live, state.section("model", tensors))
+        optimizers.restore_slots_(self.optimizer, state.section("optimizer", tensors))
+        if self.average is not None:
+            state.restore_(self.average.tensors, state.section("ema", tensors))
+        if best := state.section("best", tensors):
+            self.best = state.snapshot(self.live)
+            state.restore_(self.best, best)
+        state.restore_(self.caller_state, state.section("caller", tensors))
