@@ -13,7 +13,7 @@ from compressor.gates import baseline as baselines
 from compressor.gates.apply import evaluate
 from compressor.gates.config import BASELINE, LATENCY, Gate, parse
 from compressor.gates.latency import Measure
-from compressor.gates.verdicts import FAIL, INCONCLUSIVE, PASS
+from compressor.gates.verdicts import FAIL, INCONCLUSIVE, PASS, SKIPPED
 
 ACCURACY_POINTS = 1.0
 LATENCY_RATIO = 1.10
@@ -40,11 +40,15 @@ def judge(
     results = records.load(run)
     own = _own(run)
     if own:
-        return evaluate(own, run, results, baseline=baseline, measure=measure)
+        found = list(evaluate(own, run, results, baseline=baseline, measure=measure))
+        if baseline is not None and all(gate.versus != BASELINE for gate in own):
+            said = f"no gate of this run says versus: {BASELINE}; nothing is compared with it"
+            found.append(GateRecord(BASELINE, SKIPPED, said))
+        return tuple(found)
     if baseline is None:
         raise ConfigError(f"{run}: has no gates of its own; give --baseline DIR")
     base = baselines.load(baseline)
-    found: list[GateRecord] = []
+    found = []
     for gate in defaults(results, base.shipped):
         if _present(gate, results):
             found += evaluate([gate], run, results, baseline=baseline, measure=measure)

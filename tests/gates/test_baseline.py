@@ -168,6 +168,13 @@ def test_gates_of_the_run_replace_the_defaults(tmp_path: Path) -> None:
     assert [r.verdict for r in alone] == ["SKIPPED", "SKIPPED", "PASS"]
 
 
+def test_a_baseline_that_no_gate_looks_at_is_said(tmp_path: Path) -> None:
+    folder = accepted(tmp_path)
+    shipped(tmp_path / "run", NEW, 2.0).done([{"metric": "fp32.bytes", "max": 60_000}])
+    found = judge(tmp_path / "run", folder)
+    assert states(found) == {"fp32.bytes": "PASS", "baseline": "SKIPPED"}
+
+
 def test_the_same_artifact_is_held_to_identical_predictions(tmp_path: Path) -> None:
     folder = accepted(tmp_path)
     shipped(tmp_path / "same", BASE, 1.0).done()
