@@ -68,17 +68,18 @@ class RawDataset:
         name: Shown in reports.
         task: ``classification`` or ``regression``.
         classes: Names in label order; empty for regression.
-        splits: Either ``{"all": ...}``, which is split by the stage, or ``train`` and ``test``
-            and perhaps ``val``; a missing ``val`` is cut out of ``train``.
-        inputs: Specs without normalisation; left empty they follow from the arrays.
+        inputs: Specs in the order in which ``forward`` takes them, usually without normalisation,
+            which is then measured on train; ``{}`` takes names, shapes and types from the arrays.
+        splits: Either ``{"all": ...}``, which is split by the stage, or ``train`` and perhaps
+            ``test`` and ``val``; what is missing is cut out of ``train``.
         source: A word on where it comes from; part of the record.
     """
 
     name: str
     task: str
     classes: tuple[str, ...]
+    inputs: Mapping[str, InputSpec]
     splits: Mapping[str, Split]
-    inputs: Mapping[str, InputSpec] = field(default_factory=dict)
     source: str = ""
 
 
