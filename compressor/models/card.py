@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from compressor.core.config import Config
 from compressor.core.errors import IntegrityError
@@ -65,8 +65,14 @@ class InputCard(_Record):
 class ProbeCard(_Record):
     """Outputs [batch, classes] of the network on the CPU for seeded random inputs."""
 
-    seed: int
+    seed: Count
     outputs: tuple[tuple[float, ...], ...]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> ProbeCard:
+        if len({len(row) for row in self.outputs}) != 1:
+            raise ValueError("outputs must be rows of one length")
+        return self
 
 
 class Card(_Record):

@@ -44,7 +44,7 @@ def load_weights_(model: nn.Module, spec: ModelSpec, where: str = "model") -> No
                 if keys
             )
         )
-    fitting = {}
+    fitting = model.state_dict()  # with the versions that some modules ask for
     for key, value in stored.items():
         if key not in own or _is_head(own[key], value, spec):
             continue
@@ -54,7 +54,7 @@ def load_weights_(model: nn.Module, spec: ModelSpec, where: str = "model") -> No
                 f"{tuple(own[key].shape)}" + _advice(own[key], value)
             )
         fitting[key] = value
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict(fitting)
 
 
 def _read(path: Path, sha256: object, where: str) -> dict[str, Tensor]:
@@ -65,7 +65,8 @@ def _read(path: Path, sha256: object, where: str) -> dict[str, Tensor]:
     if sha256 is not None and (found := digest_bytes(data)) != sha256:
         raise IntegrityError(f"{where}: weights: {path} has sha256 {found}, expected {sha256}")
     try:
-        return safetensors.torch.load(data)
+        # Its own order changes from run to run; messages should not.
+        return dict(sorted(safetensors.torch.load(data).items()))
     except SafetensorError as error:
         raise IntegrityError(f"{where}: weights: {path} is no safetensors file: {error}") from error
 

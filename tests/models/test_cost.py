@@ -1,0 +1,125 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from compressor.models import build, cost
+from tests.models.support import NETWORKS, name, spec
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "parameters", "macs"),
+    [
+        # By hand: He et al. report 0.27M for ResNet-20; projections instead of padding add 2,752.
+        ({"name": "resnet", "depth": 20}, (3, 32, 32), 272_474, 40_813_184),
+        # The pooled network of 93.6 % on Fashion-MNIST and its small sister.
+        (
+            {"name": "resnet", "depth": 8, "widths": [48, 96, 96], "strides": [1, 2, 1],
+             "stem": "pool"},
+            (1, 28, 28), 339_034, 22_918_848,
+        ),
+        (
+            {"name": "resnet", "depth": 8, "widths": [16, 32, 32], "strides": [1, 2, 1],
+             "stem": "pool"},
+            (1, 28, 28), 38_266, 2_622_016,
+        ),
+        # Deep Compression, tables 2 and 3: 431k and 267k.
+        ("lenet5", (1, 28, 28), 431_080, 2_293_000),
+        ("lenet_300_100", (1, 28, 28), 266_610, 266_200),
+    ],
+)  # fmt: skip
+def test_published_and_hand_counted_sizes(model, shape, parameters, macs):
+    what = spec(model, shape)
+    network = build(what, seed=0)
+    assert (cost.parameters(network), cost.macs(network, what)) == (parameters, macs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [("resnet18", 1814), ("mobilenet_v2", 301)])
+def test_torchvision_s_published_gmacs(network):
+    what = spec(f"torchvision:{network[0]}", (3, 224, 224), 1000)
+    built = build(what, seed=0)
+    assert round(cost.macs(built, what) / 1e6) == network[1]
+
+
+@settings(max_examples=10, deadline=None)
+@given(blocks=st.integers(1, 3), width=st.integers(1, 9), channels=st.integers(1, 4))
+def test_parameters_of_a_resnet_follow_the_formula(blocks, width, channels):
+    what = spec({"name": "resnet", "depth": 6 * blocks + 2, "width": width}, (channels, 8, 8), 7)
+    expected = 9 * channels * width + 2 * width
+    inside = width
+    for outside in (width, 2 * width, 4 * width):
+        for _ in range(blocks):
+            expected += 9 * inside * outside + 9 * outside**2 + 4 * outside
+            expected += 0 if inside == outside else inside * outside + 2 * outside
+            inside = outside
+    assert cost.parameters(build(what, seed=0)) == expected + 7 * inside + 7
+
+
+def test_each_kind_of_layer_by_hand():
+    what = spec({"name": "tests.models.toys:tiny", "width": 4}, (3, 6, 6), 5)
+    network = build(what, seed=0)
+    assert cost.layer_macs(network, what) == {
+        "conv": 36 * 4 * 3 * 9,
+        "depthwise": 36 * 4 * 9,
+        "up": 36 * 4 * 4 * 4,
+        "head": 4 * 5,
+    }
+
+
+def test_a_layer_that_is_called_twice_counts_twice_and_parameters_once():
+    what = spec("tests.models.toys:tied", (1, 2, 2), 3)
+    network = build(what, seed=0)
+    network.third = network.second
+    assert cost.macs(network, what) == 4 * 6 + 2 * 36 + 6 * 3
+    assert cost.parameters(network) == 30 + 42 + 21
+
+
+def test_counting_leaves_no_hooks_and_no_statistics():
+    what = spec({"name": "resnet", "depth": 8, "width": 4})
+    network = build(what, seed=0).train()
+    cost.macs(network, what)
+    assert not any(m._forward_hooks for m in network.modules())
+    assert all(m.training for m in network.modules())
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not any(m.running_mean.any() for m in norms)
+
+
+def onnx_macs(model):
+    """From the shapes of an ONNX graph alone."""
+    import onnx
+    from onnx import shape_inference
+
+    graph = shape_inference.infer_shapes(model).graph
+    shapes = {i.name: list(i.dims) for i in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        shapes[value.name] = [d.dim_value if d.HasField("dim_value") else 1 for d in dims]
+    total = 0
+    for node in graph.node:
+        size = torch.Size
+        if node.op_type == "Conv":
+            total += size(shapes[node.output[0]]).numel() * size(shapes[node.input[1]][1:]).numel()
+        elif node.op_type in ("Gemm", "MatMul"):
+            transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            inside = shapes[node.input[1]][1 if transposed else 0]
+            total += size(shapes[node.output[0]]).numel() * inside
+        assert node.op_type not in ("ConvTranspose", "Einsum", "QLinearConv")
+    assert onnx.__version__
+    return total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", NETWORKS[:11], ids=name)
+def test_macs_are_those_of_the_exported_graph_whose_batch_is_free(model):
+    what = spec(model)
+    network = build(what, seed=0).eval()
+    program = torch.onnx.export(
+        network, (torch.randn(2, 3, 16, 16),), dynamo=True, dynamic_shapes=({0: "batch"},),
+        opset_version=18, verbose=False,
+    )  # fmt: skip
+    exported = program.model_proto
+    assert exported.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert exported.graph.output[0].type.tensor_type.shape.dim[0].dim_param
+    assert onnx_macs(exported) == cost.macs(network, what)
