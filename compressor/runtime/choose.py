@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compressor.core.errors import ConfigError
+import numpy as np
+
+from compressor.core.errors import ConfigError, IntegrityError
+from compressor.core.tasks import Task
+from compressor.runtime.predict import Predictions, score
 from compressor.stats.bootstrap import Interval
+from compressor.stats.paired import compare
 
 ORDER = ("fp32", "fp16", "int8")
 FLOATS = frozenset({"fp32", "fp16"})
@@ -25,12 +30,15 @@ class Candidate:
         drop: On val against the teacher, in percentage points (units of the task's metric for
             regression); above 0 it is worse.
         bytes: Of the file.
+        bound: One-sided 95 % upper bound of ``drop``; printed, decides nothing; None for
+            regression.
     """
 
     name: str
     precision: str
     drop: float
     bytes: int
+    bound: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,23 @@ class Choice:
     name: str
     within: bool
     reasons: tuple[str, ...]
+
+
+def drop(teacher: Predictions, new: Predictions, task: Task) -> tuple[float, float | None]:
+    """Observed drop and its 95 % upper bound, paired by sample, in points.
+
+    Raises:
+        IntegrityError: The two were not made on the same samples.
+    """
+    if not np.array_equal(teacher.ids, new.ids):
+        raise IntegrityError(f"{teacher.name} and {new.name}: val predictions of other samples")
+    if task.better == "lower":
+        return score(new, task) - score(teacher, task), None
+    labels = teacher.labels.astype(np.float64)
+    right = [task.score(p.predicted, labels) > 0 for p in (teacher, new)]
+    found = compare(*right)
+    # One division of integers: a drop of exactly max_drop must compare equal to it.
+    return 100 * (found.b - found.c) / found.n, 100 * found.upper()
 
 
 def choose(
@@ -78,7 +103,7 @@ def choose(
         if candidate.drop > max_drop:
             reasons.append(_above(candidate, max_drop))
         elif candidate is fitting[0]:
-            reasons.append(f"{candidate.name}: the first within max_drop ({candidate.drop:.2f})")
+            reasons.append(f"{candidate.name}: the first within max_drop ({_drop(candidate)})")
         elif unstable:
             reasons.append(f"{candidate.name}: the timings are unstable: shipping {best.name}")
         else:
@@ -101,7 +126,12 @@ def _least_bad(walk: Sequence[Candidate], max_drop: float) -> Choice:
 
 
 def _above(candidate: Candidate, max_drop: float) -> str:
-    return f"{candidate.name}: drop {candidate.drop:.2f} on val is above {max_drop:g}"
+    return f"{candidate.name}: drop {_drop(candidate)} on val is above {max_drop:g}"
+
+
+def _drop(candidate: Candidate) -> str:
+    bound = "" if candidate.bound is None else f", 95% bound {candidate.bound:.2f}"
+    return f"{candidate.drop:.2f}{bound}"
 
 
 def _judge(best: Candidate, new: Candidate, found: Interval) -> tuple[bool, str]:

@@ -16,6 +16,7 @@ from compressor.runtime import predict
 LEAST = 16
 _POOL = 1024  # samples looked at
 _FLOOR = 1e-3  # of the logits' standard deviation: what another CPU's fp32 may differ by
+_FLOOR_INT8 = 0.05  # the same for a quantized file whose float original is not known
 _CLEAR = 4.0  # two logits that move by 2 x noise towards each other stay in order
 
 
@@ -49,6 +50,7 @@ def pick(
     fp32: Path | None,
     stored: Mapping[str, NDArray[Any]],
     *,
+    precision: str = "fp32",
     classification: bool = True,
     count: int = LEAST,
 ) -> Golden:
@@ -59,8 +61,9 @@ def pick(
 
     Args:
         model: The file that ships.
-        fp32: The float file that it came from, or None if ``model`` is it.
+        fp32: The float file that it came from; None if ``model`` is it or nobody knows.
         stored: Input name to samples [n, ...], n >= ``count``.
+        precision: Of ``model``.
         classification: Outputs are logits [n, classes].
         count: Number of golden samples.
 
@@ -74,7 +77,8 @@ def pick(
     outputs = predict.run(model, pool)
     if not np.isfinite(outputs).all():
         raise StageError(f"golden: {model.name} gives outputs that are not finite")
-    noise = _FLOOR * float(outputs.std())
+    known = precision == "fp32" or fp32 is not None
+    noise = (_FLOOR if known else _FLOOR_INT8) * float(outputs.std())
     if fp32 is not None:
         noise = max(noise, float(np.abs(outputs - predict.run(fp32, pool)).max()))
     if classification and outputs.ndim == 2 and outputs.shape[1] > 1:

@@ -145,7 +145,7 @@ def load_feed(path: Path) -> dict[str, Array]:
         ConfigError: Missing, not an ``.npz``, object arrays, no arrays, or of unequal length.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             feed = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: not an .npz of plain arrays ({error})") from error
@@ -193,7 +193,7 @@ def load(path: Path) -> Predictions:
         IntegrityError: Missing, damaged, or not predictions; nothing is ever unpickled.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             a = {name: archive[name] for name in ("ids", "labels", "predicted", "outputs")}
             name = bytes(archive["name"]).decode()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

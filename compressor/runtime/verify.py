@@ -213,7 +213,7 @@ def _golden(bundle: Path, manifest: Mapping[str, Any]) -> tuple[dict[str, Any], 
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > _MAX_ARRAYS:
                 raise RefusedError(f"{path.name}: too large")
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             inputs = {n[6:]: arrays[n] for n in arrays.files if n.startswith("input.")}
             outputs = [arrays[n] for n in arrays.files if n.startswith("output.")]
     except (ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as error:
