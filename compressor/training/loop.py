@@ -9,12 +9,14 @@ fp32 with the same threads, the bytes of a run that was not.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.core.errors import ConfigError, DivergedError
@@ -25,13 +27,16 @@ from compressor.core.tasks import task as find_task
 from compressor.core.types import Context, Metric, ModelSpec
 from compressor.data.batches import Batch, batches, count
 from compressor.data.dataset import Dataset
-from compressor.training import distributed, optimizers, state
+from compressor.training import distributed, optimizers
+from compressor.training.distributed import World
 from compressor.training.evaluate import Interrupted, evaluate, score
 from compressor.training.losses import LossFunction, task_loss
 from compressor.training.options import TrainOptions
 from compressor.training.schedules import lr_factor, warmup_steps
 from compressor.training.signals import EXIT_TERMINATED, termination
+from compressor.training.state import Checkpoints, Counters
 from compressor.training.tensors import seeded, step_seed, threads, to_tensors
+from compressor.training.weights import Weights
 
 # Reading the loss waits for the GPU; every 50th step costs nothing that can be seen.
 _CUDA_CHECK = 50
@@ -66,18 +71,6 @@ class Fit:
         if self.history:
             found["loss"] = Metric(self.history[-1]["loss"], "loss", "lower")
         return found
-
-
-@dataclass(slots=True)
-class _Counters:
-    """Where a run stands; everything besides tensors that a checkpoint holds."""
-
-    step: int = 0
-    loss_sum: float = 0.0
-    best_score: float | None = None
-    best_epoch: int = 0
-    stale: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def steps_per_epoch(data: Dataset, options: TrainOptions) -> int:
@@ -138,19 +131,13 @@ def fit_(
         stack.enter_context(threads(ctx.threads))
         stack.enter_context(seeded(ctx.seed, world.device))
         asked = stack.enter_context(termination())
-        run = _Run(model, data, spec, options, ctx, world, asked, label)
-        run.loss = loss or task_loss(spec.task, options.label_smoothing)
-        run.after_step = after_step
-        run.caller_state = dict(after_step_state or {})
-        return run.go()
+        criterion = loss or task_loss(spec.task, options.label_smoothing)
+        run = _Run(model, data, spec, options, ctx, world, asked, criterion, label)
+        return run.go(after_step, after_step_state or {})
 
 
 class _Run:
     """One call of ``fit_``: its objects, and the steps in the order in which they happen."""
-
-    loss: LossFunction
-    after_step: Callable[[int], None] | None
-    caller_state: dict[str, Tensor]
 
     def __init__(
         self,
@@ -159,12 +146,14 @@ class _Run:
         spec: ModelSpec,
         options: TrainOptions,
         ctx: Context,
-        world: distributed.World,
+        world: World,
         asked: Callable[[], bool],
+        loss: LossFunction,
         label: str,
     ) -> None:
         self.model, self.data, self.spec, self.options = model, data, spec, options
         self.ctx, self.world, self.asked, self.label = ctx, world, asked, label
+        self.loss = loss
         self.task: Task = find_task(spec.task)
         self.train, self.val = data.split("train"), data.split("val")
         if not len(self.train) or not len(self.val):
@@ -176,51 +165,48 @@ class _Run:
         self.epoch_steps = steps_per_epoch(data, options)
         self.total = total_steps(data, options)
         self.warmup = warmup_steps(self.total, self.epoch_steps, options.warmup_epochs)
-        self.counters = _Counters()
-        layout = torch.channels_last if options.channels_last else torch.contiguous_format
-        model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload]
-        # References into the model: everything below changes weights in place.
-        self.live: dict[str, Tensor] = {
-            n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)
-        }
-        self.average = optimizers.Average(self.live, options.ema) if options.ema else None
-        self.best: dict[str, Tensor] = {}
+        self.counters = Counters()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
-        self.checkpoints = state.Checkpoints(ctx.resume / label, self._identity(), ctx.progress.say)
 
-    def go(self) -> Fit:
+    def go(self, after_step: Callable[[int], None] | None, caller: Mapping[str, Tensor]) -> Fit:
         """Train, and leave the model with the weights to keep."""
-        counters, options = self.counters, self.options
-        if options.epochs:
-            distributed.spread_(self.live, self.world)
-            self.optimizer = optimizers.make_optimizer(self.model, options)
+        if self.options.epochs:
+            self.after_step = after_step
+            self.weights = Weights(self.model, self.options, self.world.device, caller)
+            self.checkpoints = Checkpoints(
+                self.ctx.resume / self.label, self._identity(), self.ctx.progress.say
+            )
+            distributed.spread_(self.weights.live, self.world)
             self._resume_()
             self.forward = distributed.averaging(self.model, self.world)
             while not self._finished():
                 self._train_epoch()
                 self._close_epoch()
-            if self.best:
-                state.restore_(self.live, self.best)
-            elif self.average is not None:
-                state.restore_(self.live, self.average.tensors)
-            distributed.spread_(self.live, self.world)
-        final = counters.history[-1]["score"] if counters.history else self._validate()
-        if options.patience is not None and counters.best_score is not None:
-            final = counters.best_score
+            self.weights.finish_()
+            distributed.spread_(self.weights.live, self.world)
+            score = self._final_score()
+        else:
+            score = self._validate(contextlib.nullcontext())
         self.model.to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.model.eval()
         return Fit(
-            history=tuple(counters.history),
-            best_epoch=counters.best_epoch,
-            steps=counters.step,
-            score=final,
-            stopped_early=len(counters.history) < options.epochs,
+            history=tuple(self.counters.history),
+            best_epoch=self.counters.best_epoch,
+            steps=self.counters.step,
+            score=score,
+            stopped_early=len(self.counters.history) < self.options.epochs,
         )
 
     def _finished(self) -> bool:
         patience = self.options.patience
         worn_out = patience is not None and self.counters.stale >= patience
         return worn_out or len(self.counters.history) >= self.options.epochs
+
+    def _final_score(self) -> float:
+        best = self.counters.best_score
+        if self.options.patience is not None and best is not None:
+            return best
+        return self.counters.history[-1]["score"]
 
     def _train_epoch(self) -> None:
         """Take the steps of the present epoch that have not been taken yet."""
@@ -247,19 +233,19 @@ class _Run:
         """One forward, backward and update."""
         step, options = self.counters.step, self.options
         torch.manual_seed(step_seed(self.ctx.seed, step + 1, self.world.rank))
-        optimizers.set_lr_(self.optimizer, self._lr(step))
+        optimizers.set_lr_(self.weights.optimizer, self._lr(step))
         tensors = to_tensors(batch, self.spec.inputs, self.world.device, options.channels_last)
         with torch.autocast(
             self.world.device.type, torch.bfloat16, enabled=options.precision == "bf16"
         ):
             outputs = self.forward(*tensors.inputs)
             loss = self.loss(outputs.float(), tensors)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.weights.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if options.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), options.grad_clip)
         self.loss_sum += loss.detach()
-        self.optimizer.step()
+        self.weights.optimizer.step()
         self.counters.step = step + 1
 
     def _after_step(self) -> None:
@@ -267,8 +253,8 @@ class _Run:
         step = self.counters.step
         if self.after_step is not None:
             self.after_step(step)
-        if self.average is not None:
-            self.average.update_(step)
+        if self.weights.average is not None:
+            self.weights.average.update_(step)
         in_epoch = step - len(self.counters.history) * self.epoch_steps
         last = in_epoch == self.epoch_steps
         if self.world.device.type == "cpu" or last or step % _CUDA_CHECK == 0:
@@ -305,13 +291,13 @@ class _Run:
     def _close_epoch(self) -> None:
         """Validate, remember the best, write the history, save."""
         counters = self.counters
-        value = self._validate()
+        value = self._validate(self.weights.kept_in_model())
         sign = 1.0 if self.task.better == "higher" else -1.0
         if counters.best_score is None or sign * value > sign * counters.best_score:
             counters.best_score, counters.best_epoch = value, len(counters.history) + 1
             counters.stale = 0
             if self.options.patience is not None:
-                self.best = state.snapshot(self._kept())
+                self.weights.remember_best_()
         else:
             counters.stale += 1
         counters.history.append(
@@ -327,17 +313,12 @@ class _Run:
         if self.asked() and self.world.rank == 0:
             raise SystemExit(EXIT_TERMINATED)
 
-    def _validate(self) -> float:
+    def _validate(self, kept: AbstractContextManager[None]) -> float:
         """The score on val of the weights that would be kept, agreed by all processes."""
         value = 0.0
         if self.world.rank == 0:
-            with self._swapped():
-                try:
-                    outputs = evaluate(
-                        self.model, self.data, "val", device=self.world.device, stop=self.asked
-                    )
-                except Interrupted:
-                    outputs = None
+            with kept:
+                outputs = self._outputs()
             if outputs is None:
                 self._leave()
             if not np.isfinite(outputs).all():
@@ -346,21 +327,12 @@ class _Run:
             value = score(outputs, self.val.labels, self.task)
         return distributed.agree(value, self.world)
 
-    @contextlib.contextmanager
-    def _swapped(self) -> Iterator[None]:
-        """Run the block with the averaged weights in the model, where there is an average."""
-        if self.average is None:
-            yield
-            return
-        present = state.snapshot(self.live)
-        state.restore_(self.live, self.average.tensors)
+    def _outputs(self) -> NDArray[np.float32] | None:
+        """Of the model on val; None if SIGTERM came meanwhile."""
         try:
-            yield
-        finally:
-            state.restore_(self.live, present)
-
-    def _kept(self) -> Mapping[str, Tensor]:
-        return self.live if self.average is None else self.average.tensors
+            return evaluate(self.model, self.data, "val", device=self.world.device, stop=self.asked)
+        except Interrupted:
+            return None
 
     def _lr(self, step: int) -> float:
         options = self.options
@@ -375,7 +347,7 @@ class _Run:
                 "options": self.options.model_dump(mode="json"),
                 "data": self.data.fingerprint,
                 "spec": asdict(self.spec),
-                "tensors": {n: [str(v.dtype), *v.shape] for n, v in self.live.items()},
+                "tensors": {n: [str(v.dtype), *v.shape] for n, v in self.weights.live.items()},
                 "seed": self.ctx.seed,
                 "device": self.world.device.type,
                 "threads": self.ctx.threads,
@@ -392,37 +364,21 @@ class _Run:
         if self.world.rank:
             return
         self.counters.loss_sum = self.loss_sum.item()
-        tensors = {
-            **state.prefixed("model", self.live),
-            **state.prefixed("optimizer", optimizers.slots(self.optimizer)),
-            **state.prefixed("ema", self.average.tensors if self.average else {}),
-            **state.prefixed("best", self.best),
-            **state.prefixed("caller", self.caller_state),
-        }
-        name = f"{len(self.counters.history):06d}-{self.counters.step:09d}"
-        self.checkpoints.save(name, tensors, asdict(self.counters))
+        self.checkpoints.save(self.weights.tensors(), self.counters)
 
     def _resume_(self) -> None:
         """Take up the newest whole checkpoint, if there is one: the same one in every process."""
         found = self.checkpoints.load() if self.world.rank == 0 else None
-        step = int(distributed.agree(found[1]["step"] if found else -1, self.world))
+        step = int(distributed.agree(found[1].step if found else -1, self.world))
         if self.world.rank and step >= 0:
             found = self.checkpoints.load()
-            if found is None or found[1]["step"] != step:
+            if found is None or found[1].step != step:
                 raise ConfigError(
                     f"{self.label}: process {self.world.rank} cannot read the checkpoint of step "
                     f"{step} in {self.ctx.resume}; give all machines one shared folder (--store)"
                 )
         if found is None:
             return
-        tensors, counters = found
-        self.counters = _Counters(**counters)
+        tensors, self.counters = found
         self.loss_sum.fill_(self.counters.loss_sum)
-        state.restore_(self.live, state.section("model", tensors))
-        optimizers.restore_slots_(self.optimizer, state.section("optimizer", tensors))
-        if self.average is not None:
-            state.restore_(self.average.tensors, state.section("ema", tensors))
-        if best := state.section("best", tensors):
-            self.best = state.snapshot(self.live)
-            state.restore_(self.best, best)
-        state.restore_(self.caller_state, state.section("caller", tensors))
+        self.weights.restore_(tensors)

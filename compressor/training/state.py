@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from compressor.core import files
@@ -18,27 +17,30 @@ _SCHEMA = 1
 _KEPT = 2
 
 
-def snapshot(live: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of every tensor."""
-    return {name: value.detach().clone() for name, value in live.items()}
+@dataclass(slots=True)
+class Counters:
+    """Where a run stands: everything besides tensors that a checkpoint holds.
 
+    Attributes:
+        step: Optimizer steps taken.
+        loss_sum: Of the steps of the present epoch.
+        best_score: On val; None before the first epoch has ended.
+        best_epoch: Its epoch, from 1.
+        stale: Epochs since then.
+        history: One record per finished epoch.
+    """
 
-@torch.no_grad()
-def restore_(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Overwrite every tensor of ``live`` in place by the one of the same name."""
-    for name, value in live.items():
-        value.copy_(saved[name])
+    step: int = 0
+    loss_sum: float = 0.0
+    best_score: float | None = None
+    best_epoch: int = 0
+    stale: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
 
-
-def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``prefix.name`` for each name."""
-    return {f"{prefix}.{name}": value for name, value in tensors.items()}
-
-
-def section(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of :func:`prefixed`, names without the prefix."""
-    cut = len(prefix) + 1
-    return {n[cut:]: v for n, v in tensors.items() if n.startswith(prefix + ".")}
+    @property
+    def name(self) -> str:
+        """Sorts in time; a new one for each state that can be saved."""
+        return f"{len(self.history):06d}-{self.step:09d}"
 
 
 class Checkpoints:
@@ -54,17 +56,9 @@ class Checkpoints:
         self._identity = identity
         self._say = say
 
-    def save(self, name: str, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-        """Write durably, then drop all but the last two.
-
-        Args:
-            name: Sorts in time; equal names are equal states.
-            tensors: Everything that is not a number.
-            counters: JSON-able.
-
-        Raises:
-            SystemFault: Disk full or read-only.
-        """
+    def save(self, tensors: Mapping[str, Tensor], counters: Counters) -> None:
+        """Write durably, then drop all but the last two. Raises SystemFault (disk full ...)."""
+        name = counters.name
         # Clones, because safetensors refuses tensors that share memory (tied weights).
         plain = {n: v.detach().cpu().contiguous().clone() for n, v in tensors.items()}
         data = safetensors.torch.save(plain)
@@ -73,13 +67,13 @@ class Checkpoints:
             "schema": _SCHEMA,
             "identity": self._identity,
             "sha256": digest_bytes(data),
-            "counters": dict(counters),
+            "counters": asdict(counters),
         }
         files.write_json(self._folder / f"{name}.json", record)
         for old in self._names()[:-_KEPT]:
             self._remove(old)
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load(self) -> tuple[dict[str, Tensor], Counters] | None:
         """The newest whole checkpoint, or None. Broken ones are named and removed."""
         for name in reversed(self._names()):
             try:
@@ -90,7 +84,7 @@ class Checkpoints:
                 data = (self._folder / f"{name}.safetensors").read_bytes()
                 if digest_bytes(data) != record["sha256"]:
                     raise ValueError("its bytes are not what was written")
-                return safetensors.torch.load(data), record["counters"]
+                return safetensors.torch.load(data), Counters(**record["counters"])
             except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
                 self._say(f"checkpoint {name} is broken ({error}); going back to the one before")
                 self._remove(name)
