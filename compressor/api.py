@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from compressor.quantization.plain import QuantizeReport
 
 StrPath = str | os.PathLike[str]
+
+# Of samples on the command line, unpacked: a small zip can declare anything.
+MAX_NPZ_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +142,15 @@ def run(
     computed = tuple(d.node.name for d in done if d.ran)
     if only:
         return Outcome(found, None, 0, computed)
-    folder = record.write(Path(runs), pipeline, state, found, done)
-    verdicts = gates.evaluate(gates.parse(pipeline.gates), folder, found, baseline=None)
-    found = dataclasses.replace(found, gates=tuple(verdicts))
-    results.save(found, folder / "results.json")
-    report.write(folder, found)
-    return Outcome(found, folder, gates.exit_code(verdicts, strict), computed)
+
+    def judge(folder: Path, found: RunResults) -> RunResults:
+        verdicts = gates.evaluate(gates.parse(pipeline.gates), folder, found, baseline=None)
+        found = dataclasses.replace(found, gates=tuple(verdicts))
+        report.write(folder, found)
+        return found
+
+    folder, found = record.write(Path(runs), pipeline, state, found, done, judge)
+    return Outcome(found, folder, gates.exit_code(found.gates, strict), computed)
 
 
 def gate(
@@ -195,22 +201,18 @@ def bench(
         rounds: Interleaved rounds.
         inputs: ``.npz`` with one array per model input; None feeds random values.
     """
-    from compressor.runtime.predict import load_feed
-    from compressor.runtime.timing import interleave, named
+    from compressor.data.arrays import read_npz
+    from compressor.runtime.timing import feed_digest, interleave
 
-    protocol = TimingProtocol(provider, threads, batch, rounds)
-    feed: Mapping[str, Any] | None = None
-    if inputs is not None:
-        feed = load_feed(Path(inputs))
-        protocol = dataclasses.replace(protocol, inputs=files_digest(Path(inputs)))
-    return interleave(named([Path(m) for m in models]), protocol, feed)
+    feed = None if inputs is None else read_npz(Path(inputs), MAX_NPZ_BYTES)
+    protocol = TimingProtocol(provider, threads, batch, rounds, inputs=feed_digest(feed))
+    return interleave(_named([Path(m) for m in models]), protocol, feed)
 
 
-def files_digest(path: Path) -> str:
-    """The sha256 of a file."""
-    from compressor.core.hashing import digest_file
-
-    return digest_file(path)
+def _named(models: Sequence[Path]) -> dict[str, Path]:
+    """The shortest names that tell the files apart: their stems, else their paths."""
+    stems = [m.stem for m in models]
+    return {(m.stem if stems.count(m.stem) == 1 else str(m)): m for m in models}
 
 
 def quantize(model: StrPath, out: StrPath, calibration: StrPath, **options: Any) -> QuantizeReport:
@@ -220,14 +222,13 @@ def quantize(model: StrPath, out: StrPath, calibration: StrPath, **options: Any)
         model: The fp32 file.
         out: Where the int8 file goes, written atomically.
         calibration: ``.npz`` with one array per model input, first axis samples.
-        options: Fields of :class:`compressor.quantization.plain.QuantizeOptions`.
+        options: Fields of :class:`compressor.quantization.plain.Options`.
     """
+    from compressor.data.arrays import read_npz
     from compressor.quantization import plain
-    from compressor.runtime.predict import load_feed
 
-    return plain.quantize(
-        Path(model), Path(out), load_feed(Path(calibration)), plain.QuantizeOptions(**options)
-    )
+    samples = read_npz(Path(calibration), MAX_NPZ_BYTES)
+    return plain.quantize(Path(model), Path(out), samples, plain.Options(**options))
 
 
 def verify(bundle: StrPath) -> Any:

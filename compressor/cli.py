@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,17 +53,20 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.group(context_settings=WIDTH)
+_ABOUT = """Make a network small and fast, prove it, and keep it that way.
+
+\b
+compressor run pipelines/digits.yaml     the whole chain
+compressor plan FILE                     what would run, and why
+compressor bench A.onnx B.onnx           which is faster here, honestly
+"""
+
+
+@click.group(context_settings=WIDTH, help=_ABOUT)
 @click.version_option(package_name="compressor", prog_name="compressor")
 @_common
 def cli() -> None:
-    r"""Make a network small and fast, prove it, and keep it that way.
-
-    \b
-    compressor run pipelines/digits.yaml     the whole chain
-    compressor plan FILE                     what would run, and why
-    compressor bench A.onnx B.onnx           which is faster here, honestly
-    """
+    """Group of all commands."""
 
 
 def _command(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
@@ -96,7 +100,7 @@ def _pipeline_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @_command()
 @click.argument("folder", type=_FOLDER)
 def init(folder: Path) -> None:
-    """Write a starter pipeline with your own model and data to fill in."""
+    """Write a starter project with your own model and data to fill in."""
     from compressor import api
 
     api.initialize(folder)
@@ -191,7 +195,7 @@ def bench(models: Sequence[Path], **options: Any) -> None:
 )
 @click.option(
     "--method",
-    type=click.Choice(["minmax", "average", "percentile", "entropy", "mse"]),
+    type=click.Choice(["minmax", "moving", "percentile", "entropy", "mse"]),
     default="minmax",
     show_default=True,
     help="Calibration method.",
@@ -202,11 +206,12 @@ def quantize(model: Path, calibration: Path, out: Path, force: bool, **options: 
     """Make an int8 file of an ONNX model trained elsewhere."""
     from compressor import api
     from compressor.core.errors import ConfigError
+    from compressor.report import table
 
     if out.exists() and not force:
         raise ConfigError(f"-o {out}: exists; give another name or --force")
     report = api.quantize(model, out, calibration, **options)
-    _print(report.as_json(), report.text())
+    _print(report.table(), table.quantize_text(report, out))
 
 
 @_command()
@@ -253,7 +258,7 @@ def accept(run: Path, folder: Path) -> None:
 @_command()
 @click.argument("run", type=_FOLDER)
 def report(run: Path) -> None:
-    """Print a run's table and write its Markdown, HTML and JUnit again."""
+    """Print a run's table; write its Markdown, HTML and JUnit again."""
     from compressor import api
     from compressor.core import results
     from compressor.report import table
@@ -336,34 +341,65 @@ def doctor() -> None:
 
 def _fail(error: BaseException, code: int) -> NoReturn:
     """One screen on stderr, or JSON on stdout, then the exit code."""
+    from compressor.core.errors import ConfigError
+
     if FLAGS.debug:
         import traceback
 
         traceback.print_exception(error)
-    elif FLAGS.json:
+    if FLAGS.json:
         click.echo(json.dumps({"error": str(error), "exit_code": code}))
+    elif isinstance(error, ConfigError) and len(error.problems) > 1:
+        click.echo(f"error: {len(error.problems)} problems\n{error}", err=True)
     else:
         click.echo(f"error: {error}", err=True)
     sys.exit(code)
+
+
+def _misused(error: click.ClickException, words: Sequence[str]) -> NoReturn:
+    """A wrong command line; the flags may not have been read yet."""
+    if FLAGS.json or ("--json" in words and "verify" not in words):
+        click.echo(json.dumps({"error": error.format_message(), "exit_code": 2}))
+    else:
+        error.show()
+    sys.exit(2)
 
 
 def _interrupted(signum: int, frame: object) -> None:
     sys.exit(128 + signum)
 
 
-def main() -> None:
-    """Entry point: run a command and turn what it raises into an exit code."""
-    signal.signal(signal.SIGTERM, _interrupted)
+_STOPPED = {130: "interrupted", 143: "terminated"}
+
+
+def _stopped(code: int, words: Sequence[str]) -> NoReturn:
+    """One line, and for a run what becomes of it."""
+    more = "; what is finished is stored, run again to go on" if "run" in words else ""
+    click.echo(_STOPPED[code] + more, err=True)
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: run a command and turn what it raises into an exit code.
+
+    Args:
+        arguments: Instead of the process's own.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    FLAGS.quiet = FLAGS.debug = FLAGS.json = False
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupted)
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(2)
+        code = cli.main(words, prog_name="compressor", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit as stop:
+        if stop.code in _STOPPED:
+            _stopped(int(stop.code or 0), words)
+        raise
+    except click.ClickException as error:
+        _misused(error, words)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; what is finished is stored, run again to go on", err=True)
-        sys.exit(130)
+        _stopped(130, words)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -377,11 +413,13 @@ def main() -> None:
 
 def _unexpected(error: Exception) -> tuple[BaseException, int]:
     """A bug, or the environment: say which, and where."""
-    import errno
     import traceback
 
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EROFS, errno.EACCES}:
-        return error, 7
+    from compressor.core.files import fault_of
+
+    fault = fault_of(error, Path.cwd())
+    if fault is not None:
+        return fault.with_traceback(error.__traceback__), fault.exit_code
     if isinstance(error, MemoryError):
         return MemoryError("out of memory; use a smaller batch or model"), 7
     frame = traceback.extract_tb(error.__traceback__)[-1]

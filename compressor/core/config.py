@@ -48,32 +48,84 @@ def validate(cls: type[T], options: Mapping[str, Any]) -> T:
     try:
         return cls.model_validate_json(json.dumps(dict(options)), strict=True)
     except ValidationError as error:
-        raise Invalid(list(_explain(error, cls))) from None
+        raise Invalid(list(_explain(error, cls, options))) from None
 
 
-def _explain(error: ValidationError, cls: type[BaseModel]) -> Iterator[tuple[Loc, str]]:
-    """Pydantic's findings in the words of this tool."""
-    seen: set[Loc] = set()
+def _explain(
+    error: ValidationError, cls: type[BaseModel], options: Mapping[str, Any]
+) -> Iterator[tuple[Loc, str]]:
+    """Pydantic's findings in the words of this tool: one per place, branches of a union joined."""
+    said: dict[Loc, str] = {}
+    needs: dict[Loc, list[str]] = {}
+    got: dict[Loc, Any] = {}
     for one in error.errors():
-        loc = tuple(p for p in one["loc"] if not (isinstance(p, str) and _is_tag(p)))
-        if loc in seen:  # further branches of a union
-            continue
-        seen.add(loc)
-        kind = one["type"]
+        loc, kind = _place(one["loc"], one["type"], options), one["type"]
         if kind == "extra_forbidden":
-            yield loc, f"unknown key{suggestion(str(loc[-1]), _fields(cls, loc[:-1]))}"
+            said[loc] = f"unknown key{suggestion(str(loc[-1]), _fields(cls, loc[:-1]))}"
         elif kind == "missing":
-            yield loc, "is required"
+            said[loc] = "is required"
         elif kind == "value_error":
-            yield loc, str(one["ctx"]["error"])
+            said[loc] = str(one["ctx"]["error"])
         else:
-            need = one["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-            yield loc, f"got {_short(one['input'])}; needs {need}"
+            got[loc] = one["input"]
+            needs.setdefault(loc, []).append(_need(kind, one.get("ctx", {}), one["msg"]))
+    for loc, words in needs.items():
+        # Of a union, the branch that came further knows better what is wrong.
+        deeper = any(len(other) > len(loc) and other[: len(loc)] == loc for other in needs)
+        if not deeper:
+            wanted = " or ".join(dict.fromkeys(words))
+            said.setdefault(loc, f"got {_short(got[loc])}; needs {wanted}")
+    yield from said.items()
 
 
-def _is_tag(part: str) -> bool:
-    """Pydantic puts the branch of a union into the location: ``str``, ``tuple[int, ...]`` ..."""
-    return part in {"str", "int", "float", "bool"} or "[" in part or part[:1].isupper()
+def _place(loc: Loc, kind: str, options: Any) -> Loc:
+    """``loc`` without what Pydantic adds to it: the branches of a union are not the user's keys."""
+    found: list[str | int] = []
+    node = options
+    for index, part in enumerate(loc):
+        if isinstance(node, Mapping) and part in node:
+            node = node[str(part)]
+        elif isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        elif not (kind == "missing" and index == len(loc) - 1):
+            continue
+        found.append(part)
+    return tuple(found)
+
+
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "path": "a path",
+    "list": "a list",
+    "tuple": "a list",
+    "set": "a list",
+    "dict": "a mapping",
+    "model": "a mapping",
+}
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+    "too_short": ("a list of at least", "min_length"),
+    "too_long": ("a list of at most", "max_length"),
+}
+
+
+def _need(kind: str, facts: Mapping[str, Any], message: str) -> str:
+    """What would have been right, for one kind of finding."""
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        return f"{words} {facts[key]:g}"
+    if kind == "literal_error":
+        return str(facts["expected"])
+    if kind == "none_required":
+        return "nothing (null)"
+    word = _TYPES.get(kind.rpartition("_")[0]) or _TYPES.get(kind.partition("_")[0])
+    return word or message.removeprefix("Input should be ").removeprefix("a valid ")
 
 
 def _short(value: Any) -> str:

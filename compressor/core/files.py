@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ from typing import Any
 from compressor.core.errors import SystemFault
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST}
+# NumPy's short writes carry no number, and the Rust side of safetensors has its own exception.
+_FULL_WORDS = re.compile(r"\b\d+ requested and \d+ written|StorageFull|No space left on device")
 
 
 @contextlib.contextmanager
@@ -23,19 +27,42 @@ def faults(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals while writing ``path`` into :class:`SystemFault`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
-            free = _free_mib(path)
-            raise SystemFault(
-                f"{path}: the disk is full ({free} MiB free); nothing half-written was kept. "
-                "Free space (`compressor cache gc` empties the store) and run again."
-            ) from error
-        if error.errno in _READ_ONLY:
-            raise SystemFault(
-                f"{path}: cannot write ({error.strerror}); give a folder you may write to "
-                "(--store, COMPRESSOR_STORE or another working folder)."
-            ) from error
+    except SystemFault:
         raise
+    except Exception as error:
+        fault = fault_of(error, path)
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def fault_of(error: Exception, path: Path) -> SystemFault | None:
+    """The operating system's refusal behind ``error`` as a sentence; None if it is none.
+
+    Args:
+        error: Whatever was raised while writing.
+        path: What was being written, for errors that do not name their own file.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    named = getattr(error, "filename", None)
+    where = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else path
+    if number in _FULL or (number is None and _FULL_WORDS.search(str(error))):
+        return SystemFault(
+            f"{path}: the disk is full ({_free_mib(path)} MiB free); nothing half-written was "
+            "kept. Free space (`compressor cache gc` drops old results) and run again."
+        )
+    if number in _REFUSED:
+        why = os.strerror(number or 0)
+        return SystemFault(
+            f"{where}: cannot be opened or written ({why}); check its permissions, or give a "
+            "folder you may write to (--store, COMPRESSOR_STORE or another working folder)."
+        )
+    if number in _IN_THE_WAY:
+        return SystemFault(
+            f"{path}: cannot be made, a file is where a folder should be ({where}); give another "
+            "folder (--store, COMPRESSOR_STORE or another working folder)."
+        )
+    return None
 
 
 def _free_mib(path: Path) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 from compressor.core import files
-from compressor.core.environment import require
+from compressor.core.environment import check_onnxruntime, onnxruntime_packages, require
 from compressor.core.errors import (
     CompressorError,
+    ConfigError,
     IntegrityError,
     MissingError,
     StageError,
@@ -66,6 +67,7 @@ def execute(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Done]:
     """Bring every node up to date, in order. Raises what the first failing stage raised."""
+    _foresee(state, nodes)
     finished = []
     for node in nodes:
         done = _Runner(pipeline, state, node, options, reporter, clock).run()
@@ -74,6 +76,26 @@ def execute(
         reporter.finish(done)
         finished.append(done)
     return finished
+
+
+def _foresee(state: State, nodes: Sequence[Node]) -> None:
+    """Refuse now what would otherwise fail after an hour of training.
+
+    Raises:
+        ConfigError: Files that stages read are not there; all of them.
+        MissingError: Several onnxruntime packages.
+    """
+    problems: list[str] = []
+    for node in nodes:
+        try:
+            keys.externals(node, state.store)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    wants = any("onnxruntime" in node.stage.needs_extra for node in nodes)
+    if wants and len(onnxruntime_packages()) > 1:
+        check_onnxruntime()
 
 
 class _Runner:

@@ -80,14 +80,19 @@ def digest(found: Parts) -> str:
 
 def externals(node: Node, store: Store) -> dict[str, str]:
     """Path to content digest of the files outside the store. Raises ConfigError."""
+    where = f"stages.{node.stem}.with"
     found = {}
-    for path in node.stage.externals(node.config):
-        try:
+    try:
+        for path in node.stage.externals(node.config):
             found[str(path)] = store.external(path)
-        except FileNotFoundError:
-            raise ConfigError(f"stages.{node.stem}.with: {path}: no such file") from None
-        except IsADirectoryError:
-            raise ConfigError(f"stages.{node.stem}.with: {path} is a folder") from None
+    except ConfigError as error:
+        raise ConfigError(*(f"{where}: {problem}" for problem in error.problems)) from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{where}: {error.filename} is a folder; give a file") from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(f"{where}: {error.filename}: no such file") from None
+    except PermissionError as error:
+        raise ConfigError(f"{where}: {error.filename}: {error.strerror}") from None
     return found
 
 

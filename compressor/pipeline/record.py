@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,38 +86,74 @@ def _file(node: str, output: str, kind: str, count: int) -> str:
 
 
 def write(
-    root: Path, pipeline: Pipeline, state: State, record: RunResults, done: Sequence[Done]
-) -> Path:
+    root: Path,
+    pipeline: Pipeline,
+    state: State,
+    record: RunResults,
+    done: Sequence[Done],
+    judge: Callable[[Path, RunResults], RunResults] = lambda folder, record: record,
+) -> tuple[Path, RunResults]:
     """Build the run folder beside its place, rename it, and point ``latest`` to it.
 
+    Args:
+        root: Folder of all runs.
+        pipeline: What ran.
+        state: Where the artifacts are.
+        record: The results without gates.
+        done: The finished nodes.
+        judge: Given the folder before it is published, returns the final record; it may add
+            files (gates need predictions, reports need verdicts).
+
     Returns:
-        ``root/NAME/STAMP``.
+        ``root/NAME/STAMP`` and the final record.
+
+    Raises:
+        SystemFault: The disk refuses; nothing is left.
     """
     home = root / pipeline.name
     stamp = record.created.replace(":", "").replace("-", "").replace("+0000", "Z")
-    target = _free(home / stamp)
-    partial = home / f".{target.name}.partial"
     with files.faults(home):
-        files.remove(partial)
-        partial.mkdir(parents=True)
+        home.mkdir(parents=True, exist_ok=True)
+        _clean(home)
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=home))
         try:
+            partial.chmod(0o755)
             _fill(partial, pipeline, state, record, done)
-            files.publish(partial, target)
+            record = judge(partial, record)
+            results.save(record, partial / "results.json")
+            files.sync_tree(partial)
+            target = _rename(partial, home / stamp)
             _point(home / "latest", target.name)
         except BaseException:
             files.remove(partial)
             raise
-    return target
+    return target, record
 
 
-def _free(target: Path) -> Path:
-    """``target``, or the first of ``target-2``, ``target-3`` ... that does not exist."""
-    if not target.exists():
-        return target
-    number = 2
-    while (candidate := target.with_name(f"{target.name}-{number}")).exists():
-        number += 1
-    return candidate
+_PARTIAL = ".partial-"
+
+
+def _clean(home: Path, hours: float = 24.0) -> None:
+    """Remove what killed runs left half-written."""
+    for path in home.glob(f"{_PARTIAL}*"):
+        if time.time() - path.stat().st_mtime > hours * 3600:
+            files.remove(path)
+
+
+def _rename(folder: Path, target: Path) -> Path:
+    """Rename ``folder`` to ``target``, ``target-2`` ...: two runs may end in one second."""
+    number, candidate = 1, target
+    while True:
+        try:
+            os.rename(folder, candidate)  # refuses a folder that is not empty
+        except OSError as error:
+            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                raise
+            number += 1
+            candidate = target.with_name(f"{target.name}-{number}")
+        else:
+            files.sync_folder(target.parent)
+            return candidate
 
 
 def _fill(
@@ -130,7 +169,6 @@ def _fill(
             name = f"{one.node.evaluates}.{one.node.split}.npz"
             files.copy(source, folder / "predictions" / name)
     files.write_text(folder / "resolved.yaml", yaml.dump(resolved(pipeline)))
-    results.save(record, folder / "results.json")
 
 
 def resolved(pipeline: Pipeline) -> dict[str, Any]:

@@ -25,7 +25,7 @@ stages:
   baseline: {uses: export, in: {model: teacher}}
   plain:    {uses: export, in: {model: student}}
   fp32:     {uses: export, in: {model: pruned}}
-  int8:     {uses: quantize, in: {model: fp32}, with: {samples: 128, placement: none}}
+  int8:     {uses: quantize, in: {model: fp32}, with: {calibration: 128, placement: none}}
   bench:
     uses: bench
     in: {baseline: baseline, reference: plain, candidates: [fp32, int8]}
@@ -86,7 +86,8 @@ def shapes(n: int = 1500, seed: int = 0) -> RawDataset:
         image[0][[square, cross, ring][label]] += 120
     split = Split({"image": images}, labels.astype(np.int64))
     inputs = {"image": InputSpec((1, 24, 24), "uint8")}
-    return RawDataset("shapes", "classification", ("square", "cross", "ring"), inputs, {"all": split})
+    classes = ("square", "cross", "ring")
+    return RawDataset("shapes", "classification", classes, inputs, {"all": split})
 '''
 
 _README = """\

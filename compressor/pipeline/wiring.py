@@ -143,6 +143,8 @@ class _Wiring:
 
     def add(self, entry: Entry) -> None:
         """Wire one entry, all its members, and their evaluations."""
+        above = self._written[: self._written.index(entry.name)]
+        self._broken.update(set(above) - {node.stem for node in self.nodes})
         wires = self._complete(entry)
         if wires is None:
             self._broken.add(entry.name)
