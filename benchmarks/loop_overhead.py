@@ -16,6 +16,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             model = build(spec, seed=0)
             if name == "fit_":
                 ctx = context(folder / f"round-{number}", device=args.device, threads=args.threads)
-                ms, weights = timed(lambda t: ours(model, data, options, ctx, t), args.steps)  # noqa: B023
+                run = partial(ours, model, data, options, ctx)
             else:
-                ms, weights = timed(
-                    lambda t: bare(model, data, options, args.device, t), args.steps
-                )  # noqa: B023
+                run = partial(bare, model, data, options, args.device)
+            ms, weights = timed(run, args.steps)
             rounds[name].append(ms)
             final[name] = weights
     same = all(torch.equal(final["fit_"][n], v) for n, v in final["bare"].items())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,11 @@ def test_the_networks_code_joins_the_key_and_torch_is_named_as_needed() -> None:
 def test_a_wrong_option_is_named(changes: dict[str, object], word: str) -> None:
     with pytest.raises(ValidationError, match=word):
         config(**changes)
+
+
+def test_declaring_the_stages_that_train_loads_no_torch() -> None:
+    code = (
+        "import sys, compressor.stages.train, compressor.stages.distill; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
