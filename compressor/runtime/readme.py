@@ -8,7 +8,8 @@ from typing import Any
 _USE = """\
 ```python
 import json, numpy as np, onnxruntime as ort
-spec = json.load(open("preprocessing.json"))["inputs"]
+with open("preprocessing.json") as file:
+    spec = json.load(file)["inputs"]
 session = ort.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 name, row = next(iter(spec.items()))
 raw = np.zeros([1, *row["shape"][1:]], row["from"])     # your sample, {layout}

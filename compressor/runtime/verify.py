@@ -37,6 +37,7 @@ MANIFEST = "manifest.json"
 OK, USAGE, INTEGRITY, MISSING = 0, 2, 5, 6
 _MAX_JSON = 16 << 20
 _MAX_ARRAYS = 1 << 30
+_WARM_MS, _TIMED_MS, _CELL_MS, _ROUNDS = 300.0, 700.0, 20.0, 30
 _TYPES = {
     "tensor(float)": "f4", "tensor(float16)": "f2", "tensor(double)": "f8", "tensor(uint8)": "u1",
     "tensor(int8)": "i1", "tensor(int32)": "i4", "tensor(int64)": "i8", "tensor(bool)": "?",
@@ -326,8 +327,8 @@ def _check_latency(bundle: Path, manifest: Mapping[str, Any], report: Report) ->
     path = _file(bundle, manifest, _get(manifest, str, "model", "file"))
     session = _open(path, threads, provider)
     call = _caller(session, _golden(bundle, manifest)[0], batch)
-    _cell(call, 300.0)
-    times = _cell(call, 700.0)
+    _cell(call, _WARM_MS)
+    times = _cell(call, _TIMED_MS)
     report.latency = {
         "p50_ms": float(np.median(times)),
         "claimed_ms": float(_get(manifest, (int, float), "claims", "p50_ms")),
@@ -338,21 +339,21 @@ def _check_latency(bundle: Path, manifest: Mapping[str, Any], report: Report) ->
     }
 
 
-def _choose(bundle: Path, manifest: Mapping[str, Any], report: Report, rounds: int = 30) -> None:
+def _choose(bundle: Path, manifest: Mapping[str, Any], report: Report) -> None:
     """Time shipped file and variants in turn; another one must be proven faster to be named."""
     calls = _contenders(bundle, manifest, report)
     for call in calls.values():
-        _cell(call, 300.0)
+        _cell(call, _WARM_MS)
     rng = random.Random(0)
     medians: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         for name in rng.sample(sorted(calls), len(calls)):
-            medians[name].append(float(np.median(_cell(calls[name], 20.0))))
+            medians[name].append(float(np.median(_cell(calls[name], _CELL_MS))))
     report.fastest = shipped = next(iter(calls))
     best = 1.0
     for name, rows in medians.items():
         logs = np.log(np.array(medians[shipped]) / np.array(rows))
-        draws = np.random.default_rng(0).choice(logs, (2000, rounds))
+        draws = np.random.default_rng(0).choice(logs, (2000, _ROUNDS))
         low, high = np.exp(np.percentile(np.median(draws, axis=1), [2.5, 97.5]))
         value = float(np.exp(np.median(logs)))
         row = {"p50_ms": float(np.median(rows)), "speedup": value}
