@@ -87,7 +87,8 @@ class Artifact:
     """A file or folder in the store.
 
     Attributes:
-        name: The stage (or ``stage.output``) that made it, as the pipeline file names it.
+        name: The stage that made it, as the pipeline file names it; ``stage.output`` where the
+            stage makes several of this kind.
         kind: One of the constants above, or a user's own word.
         path: File or folder; read-only by convention.
         digest: sha256 of the content (of a folder: of its sorted names and contents).

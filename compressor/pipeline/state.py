@@ -67,9 +67,10 @@ class State:
         """Take a node's stored results as its artifacts."""
         spec = self.spec(node, self.inputs(node))
         self.specs[node.name] = spec
+        kinds = [output.kind for output in entry.outputs.values()]
         self.artifacts[node.name] = {
             name: Artifact(
-                node.name if len(entry.outputs) == 1 else f"{node.name}.{name}",
+                node.name if kinds.count(output.kind) == 1 else f"{node.name}.{name}",
                 output.kind,
                 self.store.object(output.digest),
                 output.digest,

@@ -123,3 +123,16 @@ def timing_text(timing: Timing) -> str:
         + (f"; UNSTABLE: {timing.note}" if timing.unstable else "")
     )
     return "\n".join(lines)
+
+
+def quantize_text(report: Any, out: object) -> str:
+    """``compressor quantize``: where it went, how many layers, how close to float."""
+    close = ", ".join(f"{name} {db:.1f} dB" for name, db in report.sqnr.items())
+    agreement = "" if report.agreement is None else f", top-1 agreement {report.agreement:.2f} %"
+    lines = [
+        f"wrote {out}: {report.quantized} of {len(report.layers)} layers in int8",
+        f"against fp32 on {report.held_out} held-out samples: SQNR {close}{agreement}",
+        f"target {report.target.name}: {report.target.reason}",
+        *(f"warning: {line}" for line in report.warnings),
+    ]
+    return "\n".join(map(_wrap, lines))
