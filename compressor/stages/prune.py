@@ -1,0 +1,81 @@
+"""Prune a trained network and fine-tune what is left."""
+
+from __future__ import annotations
+
+from compressor.core.errors import ConfigError, IntegrityError
+from compressor.core.types import (
+    CHECKPOINT,
+    DATASET,
+    Context,
+    Inputs,
+    ModelSpec,
+    Need,
+    Stage,
+    StageResult,
+    maybe,
+    one,
+)
+from compressor.pruning.options import PruneOptions
+
+
+class PruneConfig(PruneOptions):
+    """Options of ``prune``."""
+
+
+def prune(cfg: PruneConfig, inputs: Inputs, ctx: Context) -> StageResult:
+    """Load, prune, recalibrate, fine-tune (with the teacher's help where there is one), save."""
+    from compressor.core.locks import MACHINE
+    from compressor.data import dataset
+    from compressor.models import checkpoint
+    from compressor.pruning.apply import prune_
+    from compressor.training.distillation import check, distillation
+    from compressor.training.tensors import threads
+
+    artifact = one(inputs, "model")
+    data = dataset.load(one(inputs, "data").path)
+    spec = _spec(artifact.spec, artifact.name)
+    _same_data(spec, artifact.name, data.classes)
+    model = checkpoint.load(artifact.path, spec)
+    loss = None
+    taught = maybe(inputs, "teacher")
+    if taught is not None and cfg.finetune is not None:
+        teaching = _spec(taught.spec, taught.name)
+        _same_data(teaching, taught.name, data.classes)
+        check(cfg, cfg.finetune, data.task, len(data.classes))
+        loss = distillation(
+            checkpoint.load(taught.path, teaching),
+            cfg,
+            task=data.task,
+            label_smoothing=cfg.finetune.label_smoothing,
+        )
+    with MACHINE.share(), threads(ctx.threads):
+        metrics = prune_(model, data, spec, cfg, ctx, loss)
+    return StageResult({"model": checkpoint.save(ctx.workdir / "model", model, spec)}, metrics)
+
+
+def _spec(spec: ModelSpec | None, name: str) -> ModelSpec:
+    if spec is None:
+        raise IntegrityError(f"prune: {name} has no record of its network; run its stage again")
+    return spec
+
+
+def _same_data(spec: ModelSpec, name: str, classes: tuple[str, ...]) -> None:
+    if spec.classes != classes:
+        raise ConfigError(
+            f"prune: {name} was trained for {len(spec.classes)} classes, the dataset has "
+            f"{len(classes)}, or others; use the same data stage"
+        )
+
+
+PRUNE = Stage(
+    name="prune",
+    config=PruneConfig,
+    run=prune,
+    needs={
+        "model": Need(CHECKPOINT),
+        "data": Need(DATASET),
+        "teacher": Need(CHECKPOINT, optional=True),
+    },
+    makes={"model": CHECKPOINT},
+    needs_extra=("torch", "torch_pruning"),
+)
