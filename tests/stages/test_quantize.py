@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from pydantic import ValidationError
+
+from compressor.core.errors import ConfigError
+from compressor.core.types import DATASET, ONNX, Artifact, InputSpec
+from compressor.data.dataset import Split, save
+from compressor.runtime import metadata
+from compressor.stages.quantize import QUANTIZE, QuantizeConfig
+from compressor.testing import artifact, check_stage, context
+from tests.quantization.graphs import put, zoo
+
+
+def dataset(folder: Path, count: int = 40) -> Artifact:
+    rng = np.random.default_rng(0)
+
+    def split(n: int, value: int | None = None) -> Split:
+        shape = (n, 3, 8, 8)
+        pixels = rng.integers(0, 256, shape) if value is None else np.full(shape, value)
+        return Split(
+            {"x": pixels.astype(np.uint8)}, np.arange(n) % 10, np.arange(n).astype(np.uint64)
+        )
+
+    # Were val or test read instead of calibration, every range would be wrong.
+    splits = {"train": split(50), "val": split(5, 0), "test": split(5, 255),
+              "calibration": split(count)}  # fmt: skip
+    spec = InputSpec((3, 8, 8), "uint8", (0.5,) * 3, (0.25,) * 3)
+    save(folder, name="noise", task="classification", classes=tuple("abcdefghij"),
+         inputs={"x": spec}, splits=splits, duplicates={})  # fmt: skip
+    return artifact("data", DATASET, folder)
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    model = zoo()
+    metadata.write_(model, {"compressor.precision": "fp32", "compressor.task": "classification"})
+    path = put(model, tmp_path / "fp32.onnx")
+    return {"model": artifact("fp32", ONNX, path), "data": dataset(tmp_path / "data")}
+
+
+def test_quantizes_on_the_calibration_split_and_reports(tmp_path, inputs):
+    names = ("sqnr", "agreement", "float_convs", "quantized")
+    result = check_stage(QUANTIZE, QuantizeConfig(calibration=40), inputs, tmp_path, metrics=names)
+    assert result.metrics["sqnr"].value > 25
+    assert result.metrics["float_convs"].value == 0
+    assert 0 <= result.metrics["agreement"].value <= 100
+    out = result.outputs["model"]
+    assert metadata.read(out)["compressor.precision"] == "int8"
+    assert metadata.read(out)["compressor.task"] == "classification"
+    table = json.loads(result.outputs["table"].read_text())
+    assert len(table["layers"]) == result.metrics["quantized"].value
+    assert table["samples"] == 32
+    assert table["held_out"] == 8
+    first = next(row for row in table["layers"] if row["op"] == "Conv")
+    assert first["form"] == "int8"
+    assert first["weight_bits"] in {7, 8}
+    assert first["low"] == 0 < first["high"]
+
+
+def test_the_range_of_the_input_is_that_of_floats_between_0_and_1(tmp_path, inputs):
+    result = QUANTIZE.run(QuantizeConfig(calibration=40), inputs, context(tmp_path / "work"))
+    values = {t.name: onnx.numpy_helper.to_array(t)
+              for t in onnx.load(result.outputs["model"]).graph.initializer}  # fmt: skip
+    assert values["x/scale"] == pytest.approx(1 / 255, rel=1e-3)
+    assert values["x/zero_point"] == 0
+
+
+def test_fewer_samples_than_asked_for_are_an_error_with_both_numbers(tmp_path, inputs):
+    with pytest.raises(ConfigError, match=r"512 samples.*has 40"):
+        QUANTIZE.run(QuantizeConfig(), inputs, context(tmp_path / "work"))
+
+
+def test_a_model_that_takes_uint8_is_fed_as_stored(tmp_path, inputs):
+    model = zoo()
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = "x_float" if name == "x" else name
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    cast = onnx.helper.make_node("Cast", ["x"], ["x_float"], to=onnx.TensorProto.FLOAT)
+    model.graph.node.extend([cast, *nodes])
+    raw = {**inputs, "model": artifact("u8", ONNX, put(model, tmp_path / "u8.onnx"))}
+    result = QUANTIZE.run(QuantizeConfig(calibration=40), raw, context(tmp_path / "work"))
+    session = onnxruntime.InferenceSession(str(result.outputs["model"]))
+    assert session.get_inputs()[0].type == "tensor(uint8)"
+    assert result.metrics["sqnr"].value > 25
+
+
+def test_few_samples_are_warned_of(tmp_path, inputs):
+    ctx = context(tmp_path / "work")
+    QUANTIZE.run(QuantizeConfig(calibration=10), inputs, ctx)
+    assert any("8 distinct samples" in line for line in ctx.progress.lines)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"target": "x86"}, {"calibrator": "kl"}, {"calibration": 0}, {"weight_bits": 4},
+     {"placement": "measured"}, {"percentile": 101.0}],
+)  # fmt: skip
+def test_config_is_typed_at_the_door(wrong):
+    with pytest.raises(ValidationError):
+        QuantizeConfig(**wrong)
