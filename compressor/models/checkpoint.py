@@ -7,6 +7,7 @@ its outputs on seeded inputs must be the recorded ones.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ def save(folder: Path, model: nn.Module, spec: ModelSpec) -> Path:
     tensors, aliases = _state(model)
     layers = layer_sizes(model)
     try:
-        probe = _probe(model, spec, "the network fails on random inputs")
+        probe = _probe(_on_cpu(model), spec, "the network fails on random inputs")
     except IntegrityError as error:
         raise StageError(f"{spec.factory}: this network cannot be stored: {error}") from error
     try:
@@ -139,18 +140,22 @@ def _rebuild(
     return model.eval()
 
 
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """The network itself, or a copy of one that is elsewhere: a GPU's TF32 rounds to 1e-3."""
+    away = any(x.device.type != "cpu" for x in (*model.parameters(), *model.buffers()))
+    return copy.deepcopy(model).cpu() if away else model
+
+
 def _probe(model: nn.Module, spec: ModelSpec, failing: str, seed: int = _PROBE_SEED) -> Tensor:
     """Outputs [2, classes] on the CPU for the probe's inputs. Raises IntegrityError."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    inputs = example_inputs(spec, _PROBE_BATCH, seed)
     try:
         with evaluating(model):
-            outputs = model(*(x.to(device) for x in inputs))
+            outputs = model(*example_inputs(spec, _PROBE_BATCH, seed))
     except CompressorError:
         raise
     except Exception as error:
         raise IntegrityError(f"{failing}: {error}") from error
-    result: Tensor = outputs.float().cpu()
+    result: Tensor = outputs.float()
     if not bool(torch.isfinite(result).all()):
         raise IntegrityError("the network gives infinite or NaN outputs on random inputs")
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.core.types import ModelSpec
 from compressor.models.construct import evaluating, example_inputs
@@ -25,25 +25,26 @@ def macs(model: nn.Module, spec: ModelSpec) -> int:
 
 
 def layer_macs(model: nn.Module, spec: ModelSpec) -> dict[str, int]:
-    """Module path to multiply-accumulates of one sample, for convolutions and linear layers.
+    """Module path to multiply-accumulates of one sample, for the layers that have weights.
 
     Convolution: output elements x (input channels / groups) x kernel; transposed: input elements
-    x (output channels / groups) x kernel; linear: output elements x input features. Bias,
-    normalisation and activations are not counted, nor is what a module computes without calling
-    such a layer (attention, functional convolutions). A layer that is called twice counts twice.
+    x (output channels / groups) x kernel; linear: output elements x input features; attention:
+    its four projections. Products without weights (attention scores), bias, normalisation and
+    activations are not counted, nor is what a module computes without calling such a layer
+    (functional convolutions, Swin's projections). A layer that is called twice counts twice.
     """
     counts: dict[str, int] = {}
     handles = []
 
     def count(path: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            counts[path] = counts.get(path, 0) + _layer(module, inputs[0], output)
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            counts[path] = counts.get(path, 0) + _layer(module, (*args, *kwargs.values()), output)
 
         return hook
 
     for path, module in model.named_modules():
-        if isinstance(module, (*_CONV, *_TRANSPOSED, nn.Linear)):
-            handles.append(module.register_forward_hook(count(path)))
+        if isinstance(module, (*_CONV, *_TRANSPOSED, nn.Linear, nn.MultiheadAttention)):
+            handles.append(module.register_forward_hook(count(path), with_kwargs=True))
     device = next((p.device for p in model.parameters()), None)
     try:
         with evaluating(model):
@@ -54,11 +55,16 @@ def layer_macs(model: nn.Module, spec: ModelSpec) -> dict[str, int]:
     return counts
 
 
-def _layer(module: nn.Module, x: Tensor, y: Tensor) -> int:
+def _layer(module: nn.Module, given: tuple[Any, ...], output: Any) -> int:
     """Batch 1, so all elements are one sample's."""
     if isinstance(module, _CONV):
-        return y.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
+        inside = module.in_channels // module.groups
+        return int(output.numel()) * inside * math.prod(module.kernel_size)
     if isinstance(module, _TRANSPOSED):
-        return x.numel() * (module.out_channels // module.groups) * math.prod(module.kernel_size)
+        outside = module.out_channels // module.groups
+        return int(given[0].numel()) * outside * math.prod(module.kernel_size)
+    if isinstance(module, nn.MultiheadAttention):
+        # Query, key and value go to embed_dim, and as many rows as queries once more.
+        return int(module.embed_dim) * sum(int(x.numel()) for x in (*given[:3], output[0]))
     assert isinstance(module, nn.Linear)
-    return y.numel() * module.in_features
+    return int(output.numel()) * module.in_features

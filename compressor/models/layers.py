@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from compressor.models.config import Activation, Stem
+from compressor.models.options import Activation, Stem
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.core.errors import ConfigError
-from compressor.models.config import LeNet5Options
 from compressor.models.layers import initialise_
+from compressor.models.options import LeNet5Options
 
 
 class LeNet5(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.models.config import MLPOptions
+from compressor.models.options import MLPOptions
 
 
 def mlp(num_classes: int, input_shape: Sequence[int], **options: Any) -> nn.Sequential:

@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from compressor.models.config import Activation, MobileNetOptions
 from compressor.models.layers import ACTIVATIONS, conv_bn, initialise_, stem_layers
+from compressor.models.options import Activation, MobileNetOptions
 
 
 class InvertedResidual(nn.Module):

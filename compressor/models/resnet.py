@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from compressor.models.config import ResNetOptions, Stem
 from compressor.models.layers import conv_bn, initialise_, stem_layers
+from compressor.models.options import ResNetOptions, Stem
 
 
 class BasicBlock(nn.Module):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from compressor.core.config import Config
 from compressor.models import MODELS, ModelConfig, model_spec
-from compressor.models.config import OPTIONS
+from compressor.models.options import OPTIONS
 from tests.models.support import NETWORKS, data, name
 
 
