@@ -136,6 +136,8 @@ def run(
     pipeline = load(path, overrides)
     told = reporter or progress.Quiet()
     state, nodes = _prepare(pipeline, only, device, threads, store, told.say)
+    if not only:
+        files.check_writable(Path(runs) / pipeline.name)
     options = execution.Options(rebench, frozenset(accept_code))
     done = execution.execute(pipeline, state, nodes, options, told)
     found = record.summarize(pipeline, done, datetime.datetime.now(datetime.UTC))

@@ -16,6 +16,7 @@ import click
 WIDTH = {"max_content_width": 80, "help_option_names": ["-h", "--help"]}
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 class Flags:
@@ -215,7 +216,7 @@ def quantize(model: Path, calibration: Path, out: Path, force: bool, **options: 
 
 
 @_command()
-@click.argument("run", type=_FOLDER)
+@click.argument("run", type=_THERE)
 @click.option("--baseline", type=_FOLDER, required=True, help="Folder of `baseline accept`.")
 @click.option("--strict", is_flag=True, help="An inconclusive gate exits 4.")
 @click.option("--junit", type=_FILE, help="Write JUnit XML here.")
@@ -244,7 +245,7 @@ def baseline() -> None:
 
 
 @baseline.command("accept", context_settings=WIDTH)
-@click.argument("run", type=_FOLDER)
+@click.argument("run", type=_THERE)
 @click.argument("folder", type=_FOLDER)
 @_common
 def accept(run: Path, folder: Path) -> None:
@@ -256,7 +257,7 @@ def accept(run: Path, folder: Path) -> None:
 
 
 @_command()
-@click.argument("run", type=_FOLDER)
+@click.argument("run", type=_THERE)
 def report(run: Path) -> None:
     """Print a run's table; write its Markdown, HTML and JUnit again."""
     from compressor import api
@@ -269,7 +270,7 @@ def report(run: Path) -> None:
 
 
 @cli.command(context_settings=WIDTH)
-@click.argument("bundle", type=_FOLDER)
+@click.argument("bundle", type=_THERE)
 @click.option("--choose", is_flag=True, help="Re-bench the variants on this device.")
 @click.option("--json", "report_file", metavar="FILE", help="Write the findings here (- : stdout).")
 def verify(bundle: Path, choose: bool, report_file: str | None) -> None:

@@ -9,6 +9,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_machine_lock(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests beside each other must not wait for each other: they prove no latency."""
+    from compressor.core import locks
+
+    locks.MACHINE._path = tmp_path_factory.mktemp("lock") / "machine.lock"
+
+
 @pytest.fixture(autouse=True)
 def _no_environment_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own store must not be used by tests."""

@@ -41,10 +41,10 @@ def compressor(*words: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def write_arrays(path: Path, n: int = 120, classes: int = 3, size: int = 8, **changes: Any) -> Path:
+def write_arrays(path: Path, n: int = 120, kinds: int = 3, size: int = 8, **changes: Any) -> Path:
     """A dataset of ``n`` images with a bright row per class, as one ``.npz``."""
     rng = np.random.default_rng(0)
-    labels = np.arange(n) % classes
+    labels = np.arange(n) % kinds
     images = rng.integers(0, 120, (n, 1, size, size), dtype=np.uint8)
     for image, label in zip(images, labels, strict=True):
         image[0, 2 * label : 2 * label + 2] += 120

@@ -27,7 +27,9 @@ from tests.helpers import write_arrays
 PIPELINE = """
 name: contract
 stages:
-  data: {{uses: data, with: {{dataset: arrays, root: {root}, calibration: 70, val: 0.1, test: 0.1}}}}
+  data:
+    uses: data
+    with: {{dataset: arrays, root: {root}, calibration: 70, val: 0.1, test: 0.1}}
   teacher: {{uses: train, with: {{model: {net}, epochs: 1, batch_size: 32}}}}
   student:
     uses: distill

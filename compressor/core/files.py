@@ -51,6 +51,8 @@ def fault_of(error: Exception, path: Path) -> SystemFault | None:
             f"{path}: the disk is full ({_free_mib(path)} MiB free); nothing half-written was "
             "kept. Free space (`compressor cache gc` drops old results) and run again."
         )
+    if where.parent == path.parent:  # a file written beside, under a name of our own
+        where = path
     if number in _REFUSED:
         why = os.strerror(number or 0)
         return SystemFault(
@@ -59,19 +61,35 @@ def fault_of(error: Exception, path: Path) -> SystemFault | None:
         )
     if number in _IN_THE_WAY:
         return SystemFault(
-            f"{path}: cannot be made, a file is where a folder should be ({where}); give another "
-            "folder (--store, COMPRESSOR_STORE or another working folder)."
+            f"{path}: cannot be made, {_existing(path)} is a file; give another folder "
+            "(--store, COMPRESSOR_STORE or another working folder)."
         )
     return None
 
 
 def _free_mib(path: Path) -> str:
-    while not path.exists() and path != path.parent:
-        path = path.parent
     try:
-        return str(shutil.disk_usage(path).free >> 20)
+        return str(shutil.disk_usage(_existing(path)).free >> 20)
     except OSError:
         return "?"
+
+
+def _existing(path: Path) -> Path:
+    """``path`` or its nearest ancestor that is there."""
+    path = path.absolute()
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path
+
+
+def check_writable(folder: Path) -> None:
+    """Raise SystemFault if ``folder`` cannot be made or written; leaves nothing behind."""
+    with faults(folder):
+        try:
+            with tempfile.TemporaryFile(dir=_existing(folder)):
+                pass
+        except FileNotFoundError as error:  # folders that no program can write to, as in /proc
+            raise PermissionError(errno.EACCES, "", str(folder)) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -67,7 +67,7 @@ def execute(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Done]:
     """Bring every node up to date, in order. Raises what the first failing stage raised."""
-    _foresee(state, nodes)
+    _foresee(pipeline, state, nodes)
     finished = []
     for node in nodes:
         done = _Runner(pipeline, state, node, options, reporter, clock).run()
@@ -78,19 +78,23 @@ def execute(
     return finished
 
 
-def _foresee(state: State, nodes: Sequence[Node]) -> None:
+def _foresee(pipeline: Pipeline, state: State, nodes: Sequence[Node]) -> None:
     """Refuse now what would otherwise fail after an hour of training.
 
     Raises:
         ConfigError: Files that stages read are not there; all of them.
         MissingError: Several onnxruntime packages.
+        SystemFault: The store cannot be written.
     """
+    files.check_writable(state.store.root)
     problems: list[str] = []
     for node in nodes:
         try:
             keys.externals(node, state.store)
         except ConfigError as error:
-            problems += error.problems
+            where = ("stages", node.stem, "with")
+            line = pipeline.document.locate(where).removesuffix(".".join(where))
+            problems += (line + problem for problem in error.problems)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     wants = any("onnxruntime" in node.stage.needs_extra for node in nodes)

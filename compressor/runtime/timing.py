@@ -127,14 +127,16 @@ def interleave(
     _check(models, protocol, feed)
     make = opener or _open_call()
     files = {**models, AA: next(iter(models.values()))}
-    with lock.alone() as holder, _quiet(protocol):
+    with _quiet(protocol):
+        # Opened first: a file that cannot be opened is refused before a wait for the machine.
         calls = {name: make(path, protocol, feed) for name, path in files.items()}
-        for attempt in range(ATTEMPTS):
-            seed = protocol.seed + 1009 * attempt  # another order, still a function of the seed
-            samples = _measure(calls, replace(protocol, seed=seed), clock)
-            ratio = aa_ratio(samples[next(iter(models))], samples[AA])
-            if AA_LOW <= ratio <= AA_HIGH:
-                break
+        with lock.alone() as holder:
+            for attempt in range(ATTEMPTS):
+                seed = protocol.seed + 1009 * attempt  # another order, a function of the seed
+                samples = _measure(calls, replace(protocol, seed=seed), clock)
+                ratio = aa_ratio(samples[next(iter(models))], samples[AA])
+                if AA_LOW <= ratio <= AA_HIGH:
+                    break
     note = holder
     if not AA_LOW <= ratio <= AA_HIGH:
         busy = f"the same model against itself: {ratio:.3f}x after {ATTEMPTS} attempts"
