@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from compressor.core.errors import ConfigError, IntegrityError
 from compressor.core.types import (
     CHECKPOINT,
@@ -16,6 +18,9 @@ from compressor.core.types import (
     one,
 )
 from compressor.pruning.options import PruneOptions
+
+if TYPE_CHECKING:
+    from compressor.data.dataset import Dataset
 
 
 class PruneConfig(PruneOptions):
@@ -34,13 +39,13 @@ def prune(cfg: PruneConfig, inputs: Inputs, ctx: Context) -> StageResult:
     artifact = one(inputs, "model")
     data = dataset.load(one(inputs, "data").path)
     spec = _spec(artifact.spec, artifact.name)
-    _same_data(spec, artifact.name, data.classes)
+    _same_data(spec, artifact.name, data)
     model = checkpoint.load(artifact.path, spec)
     loss = None
     taught = maybe(inputs, "teacher")
     if taught is not None and cfg.finetune is not None:
         teaching = _spec(taught.spec, taught.name)
-        _same_data(teaching, taught.name, data.classes)
+        _same_data(teaching, taught.name, data)
         check(cfg, cfg.finetune, data.task, len(data.classes))
         loss = distillation(
             checkpoint.load(taught.path, teaching),
@@ -59,11 +64,11 @@ def _spec(spec: ModelSpec | None, name: str) -> ModelSpec:
     return spec
 
 
-def _same_data(spec: ModelSpec, name: str, classes: tuple[str, ...]) -> None:
-    if spec.classes != classes:
+def _same_data(spec: ModelSpec, name: str, data: Dataset) -> None:
+    if (spec.classes, spec.inputs) != (data.classes, data.inputs):
         raise ConfigError(
-            f"prune: {name} was trained for {len(spec.classes)} classes, the dataset has "
-            f"{len(classes)}, or others; use the same data stage"
+            f"prune: {name} was not trained for the classes and inputs of dataset {data.name}; "
+            "use the same data stage"
         )
 
 

@@ -65,7 +65,7 @@ def test_global_ranking_never_empties_a_layer():
 
 def test_beyond_the_cap_the_nearest_value_is_named_and_reached():
     weights = {"a": torch.rand(100), "b": torch.rand(30)}
-    with pytest.raises(TargetError, match="sparsity: 0.99 is out of reach") as caught:
+    with pytest.raises(TargetError, match=r"sparsity: 0\.99 is out of reach") as caught:
         masks(weights, 0.99, "global")
     nearest = float(str(caught.value).split("nearest reachable value is ")[1].split(":")[0])
     assert zeros(masks(weights, nearest, "global")) == round(nearest * 130)
