@@ -422,7 +422,8 @@ def _unexpected(error: Exception) -> tuple[BaseException, int]:
     if fault is not None:
         return fault.with_traceback(error.__traceback__), fault.exit_code
     if isinstance(error, MemoryError):
-        return MemoryError("out of memory; use a smaller batch or model"), 7
+        words = "out of memory; use a smaller batch or model"
+        return MemoryError(words).with_traceback(error.__traceback__), 7
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = (
         f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})\n"

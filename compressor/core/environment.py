@@ -113,11 +113,19 @@ def check_onnxruntime() -> None:
 
 def require(modules: Iterable[str], extra: str, what: str) -> None:
     """Raise MissingError naming the extra if one of ``modules`` cannot be imported."""
-    missing = [m for m in modules if importlib.util.find_spec(m) is None]
+    missing = [m for m in modules if not _importable(m)]
     if missing:
         raise MissingError(
             f'{what} needs {", ".join(missing)}; `pip install "compressor[{extra}]"`'
         )
+
+
+def _importable(module: str) -> bool:
+    """Whether a module is there, without importing it; a blocked one is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def machine() -> dict[str, object]:
