@@ -68,8 +68,7 @@ def run(config: BenchConfig, inputs: Inputs, ctx: Context) -> StageResult:
     first, second = one(inputs, "baseline"), maybe(inputs, "reference")
     models = [first, *([second] if second else []), *several(inputs, "candidates")]
     files = {m.name: m.path for m in models}
-    data = maybe(inputs, "data")
-    stored = dataset.load(data.path).split("calibration").inputs if data else None
+    stored = dataset.load(one(inputs, "data").path).split("calibration").inputs
     rounds = bench.rounds_within(config.rounds, config.budget, len(files), config.min_cell_ms)
     base = TimingProtocol(config.provider, 1, 1, rounds, config.min_cell_ms, config.warmup_ms,
                           seed=ctx.seed)  # fmt: skip
@@ -104,7 +103,7 @@ BENCH = Stage(
         "baseline": Need(ONNX),
         "reference": Need(ONNX, optional=True),
         "candidates": Need(ONNX, many=True),
-        "data": Need(DATASET, optional=True),
+        "data": Need(DATASET),
     },
     makes={"timings": TIMINGS},
     deterministic=False,
