@@ -32,9 +32,9 @@ _FROM = {
     "load": "api",
     "plan": "api",
     "quantize": "api",
-    "report": "api",
     "run": "api",
     "verify": "api",
+    "write_report": "api",
 }
 
 __all__ = sorted(_FROM)

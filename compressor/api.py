@@ -176,7 +176,7 @@ def accept(run: StrPath, baseline: StrPath) -> None:
     gates.accept(Path(run), Path(baseline))
 
 
-def report(run: StrPath) -> Path:
+def write_report(run: StrPath) -> Path:
     """Write summary.md, report.html and junit.xml of a run again; returns the HTML's path."""
     from compressor import report as room
 

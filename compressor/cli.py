@@ -264,7 +264,7 @@ def report(run: Path) -> None:
     from compressor.core import results
     from compressor.report import table
 
-    page = api.report(run)
+    page = api.write_report(run)
     found = results.load(run)
     _print({"html": str(page)}, f"{table.text(found)}\nreport: {page}")
 
