@@ -9,10 +9,11 @@ from __future__ import annotations
 import ast
 import importlib.machinery
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from compressor.core.hashing import digest_bytes
 
@@ -34,18 +35,22 @@ class Code:
     libraries: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Parsed:
-    digest: str
-    imports: tuple[str, ...]
+# Digest of a file's bytes and its module's name -> [digest of its tree, names that it imports].
+# Reading a hundred syntax trees takes a second, hashing their files 5 ms.
+Memo = MutableMapping[str, list[Any]]
 
 
-def behind(references: Iterable[str]) -> Code:
+def behind(references: Iterable[str], memo: Memo | None = None) -> Code:
     """Collect the code behind ``module:attribute`` references.
 
     Ours is followed within ``compressor`` less the frame; a user's within the top-level package
     of the function, or within the folder of a single-file module.
+
+    Args:
+        references: What a stage runs: its own function and those that its config selects.
+        memo: What earlier calls learnt; grows. A pure function of content, so it may be kept.
     """
+    memo = {} if memo is None else memo
     modules: dict[str, str] = {}
     libraries: set[str] = set()
     queue = [ref.partition(":")[0] for ref in references]
@@ -67,9 +72,8 @@ def behind(references: Iterable[str]) -> Code:
             queue.append(parent)
         if _framework(name):
             continue
-        parsed = _parse(file, file.stat().st_mtime_ns, name, file.name == "__init__.py")
-        modules[name] = parsed.digest
-        queue.extend(parsed.imports)
+        modules[name], imports = _parsed(file, name, memo)
+        queue.extend(imports)
     return Code(dict(sorted(modules.items())), frozenset(libraries - set(sys.stdlib_module_names)))
 
 
@@ -115,12 +119,22 @@ def _file_of(name: str) -> Path | None:
     return file if file.is_file() else None
 
 
+def _parsed(file: Path, name: str, memo: Memo) -> tuple[str, list[str]]:
+    """Digest of a module's tree and the absolute names that it imports."""
+    data = _read(file, file.stat().st_mtime_ns)
+    key = f"{digest_bytes(data)}:{name}"
+    if key not in memo:
+        tree = ast.parse(data, filename=str(file))
+        imports = sorted(set(_imports(tree, name, file.name == "__init__.py")))
+        _strip_docstrings_(tree)
+        memo[key] = [digest_bytes(ast.dump(tree).encode()), imports]
+    digest, imports = memo[key]
+    return str(digest), list(imports)
+
+
 @lru_cache(maxsize=4096)
-def _parse(file: Path, stamp: int, name: str, is_package: bool) -> _Parsed:
-    tree = ast.parse(file.read_bytes(), filename=str(file))
-    imports = tuple(sorted(set(_imports(tree, name, is_package))))
-    _strip_docstrings_(tree)
-    return _Parsed(digest_bytes(ast.dump(tree).encode()), imports)
+def _read(file: Path, stamp: int) -> bytes:
+    return file.read_bytes()
 
 
 def _imports(tree: ast.AST, name: str, is_package: bool) -> Iterator[str]:

@@ -7,7 +7,7 @@ Layout below the root::
     recent/PIPELINE/STAGE.json   the parts of the last key, to say why a stage is stale
     resume/KEY/           what an interrupted stage left to go on from
     timings/KEY.json      measurements
-    locks/  tmp/  externals.json
+    locks/  tmp/  externals.json  sources.json
 
 A key file is written last, so an entry is complete or absent. Nothing here unpickles or imports.
 """
@@ -204,22 +204,26 @@ class Store:
         """
         stat = path.stat()
         mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        memo = self._memo()
+        memo = self.recall("externals")
         name = str(path.absolute())
         known = memo.get(name)
         if isinstance(known, list) and known[:3] == mark:
             return str(known[3])
         digest = digest_file(path)
-        # Two writers may lose each other's row; it is only a memo, hashed again next time.
-        files.write_json(self.root / "externals.json", {**self._memo(), name: [*mark, digest]})
+        self.memorize("externals", {name: [*mark, digest]})
         return digest
 
-    def _memo(self) -> dict[str, Any]:
+    def recall(self, name: str) -> dict[str, Any]:
+        """A memo: what was worth keeping but can be found out again; empty if damaged."""
         try:
-            memo = json.loads((self.root / "externals.json").read_text())
+            memo = json.loads((self.root / f"{name}.json").read_text())
         except (OSError, ValueError):
             return {}
         return memo if isinstance(memo, dict) else {}
+
+    def memorize(self, name: str, rows: Mapping[str, Any]) -> None:
+        """Add rows to a memo. Two writers may lose each other's; it is only a memo."""
+        files.write_json(self.root / f"{name}.json", {**self.recall(name), **rows})
 
     # -- housekeeping ---------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ _DISTRIBUTIONS = {
     "scipy": "scipy",
     "PIL": "pillow",
     "safetensors": "safetensors",
+    "google": "protobuf",
 }
 # Libraries that compute: threads, device and CPU class can change their numbers.
 _COMPUTE = {"torch", "onnxruntime"}
@@ -48,8 +49,15 @@ class Settings:
     threads: int
 
 
-def parts(node: Node, inputs: Inputs, spec: ModelSpec | None, store: Store, s: Settings) -> Parts:
-    """Everything that can change the bytes of ``node``, readable.
+def parts(
+    node: Node,
+    inputs: Inputs,
+    spec: ModelSpec | None,
+    store: Store,
+    s: Settings,
+    memo: source.Memo | None = None,
+) -> Parts:
+    """Everything that can change the bytes of ``node``, readable; ``memo`` as ``source`` has it.
 
     Raises:
         ConfigError: An external file is missing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from compressor.core.store import Entry, Store
 from compressor.core.types import MODEL_KINDS, Artifact, Inputs, ModelSpec
@@ -20,12 +21,17 @@ class State:
         settings: Device and threads.
         artifacts: What each finished node made, by output name.
         specs: The network of each finished node, if it made one.
+        sources: Memo of ``core.source``.
     """
 
     store: Store
     settings: keys.Settings
     artifacts: dict[str, dict[str, Artifact]] = field(default_factory=dict)
     specs: dict[str, ModelSpec | None] = field(default_factory=dict)
+    sources: dict[str, list[Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sources = self.store.recall("sources")
 
     def missing(self, node: Node) -> list[str]:
         """Names of nodes that ``node`` needs and that are not finished."""
@@ -61,7 +67,11 @@ class State:
         """The parts of the key of a node whose inputs are finished."""
         inputs = self.inputs(node)
         spec = self.spec(node, inputs)
-        return keys.parts(node, inputs, spec, self.store, self.settings)
+        known = len(self.sources)
+        found = keys.parts(node, inputs, spec, self.store, self.settings, self.sources)
+        if len(self.sources) > known and self.store.root.is_dir():
+            self.store.memorize("sources", self.sources)
+        return found
 
     def finish(self, node: Node, entry: Entry) -> None:
         """Take a node's stored results as its artifacts."""

@@ -15,7 +15,7 @@ def package(tmp_path, monkeypatch):
     def write(name, text):
         (root / name).write_text(textwrap.dedent(text))
         source._file_of.cache_clear()
-        source._parse.cache_clear()
+        source._read.cache_clear()
         return source.behind(["userpkg.nets:net"])
 
     monkeypatch.syspath_prepend(tmp_path)
@@ -66,3 +66,11 @@ def test_the_frame_is_not_part_of_a_stage():
     code = source.behind(["compressor.stages.data:DATA"])
     assert "compressor.stages.data" in code.modules
     assert not [m for m in code.modules if m.startswith(("compressor.core", "compressor.api"))]
+
+
+def test_a_memo_changes_nothing_but_the_work(package, monkeypatch):
+    plain = package("unused.py", "x = 1\n")
+    memo = {}
+    assert source.behind(["userpkg.nets:net"], memo) == plain
+    monkeypatch.setattr(source.ast, "parse", None)  # nothing is parsed a second time
+    assert source.behind(["userpkg.nets:net"], memo) == plain

@@ -131,7 +131,7 @@ def test_accept_code_keeps_a_result_whose_code_changed(bench, monkeypatch):
     bench.run()
     real = keys.source.behind
 
-    def edited(references):
+    def edited(references, memo=None):
         code = real(references)
         return type(code)({**code.modules, "tests.pipeline.toys": "edited"}, code.libraries)
 
