@@ -32,7 +32,8 @@ def evaluate(
         measure: How latency is measured; by default ``runtime.timing.interleave``.
 
     Returns:
-        One record per gate and member, in the order of the gates.
+        One record per gate and member, in the order of the gates, then a FAIL for every bundle
+        that ships although nothing was within its ``max_drop``.
 
     Raises:
         ConfigError: A gate names a stage or metric that the run does not have; no baseline there.
@@ -43,11 +44,12 @@ def evaluate(
         raise ConfigError(*unknown)
     held = baselines.load(baseline) if baseline is not None else None
     court = Court(run, results, held, measure)
-    return tuple(
+    heard = (
         GateRecord(gate.text(stage), verdict.state, verdict.sentence)
         for gate in gates
         for stage, verdict in court.hear(gate)
     )
+    return (*heard, *_beyond(results))
 
 
 def exit_code(records: Sequence[GateRecord], strict: bool) -> int:
@@ -56,6 +58,17 @@ def exit_code(records: Sequence[GateRecord], strict: bool) -> int:
     if FAIL in states:
         return 3
     return 4 if strict and INCONCLUSIVE in states else 0
+
+
+def _beyond(results: RunResults) -> Iterator[GateRecord]:
+    """Bundles whose candidates all lost more than was asked for (on val): never a success."""
+    for stage in results.stages:
+        within = stage.metrics.get("within")
+        if stage.uses == "bundle" and within is not None and within.value == 0:
+            limit = stage.config.get("max_drop", "")
+            text = f"{stage.name}.within (max_drop {limit} on val)"
+            said = "no candidate is within max_drop of the teacher; the best float model ships"
+            yield GateRecord(text, FAIL, said)
 
 
 def _unknown(index: int, gate: Gate, results: RunResults) -> Iterator[str]:

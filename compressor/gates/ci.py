@@ -47,14 +47,17 @@ def judge(
         return tuple(found)
     if baseline is None:
         raise ConfigError(f"{run}: has no gates of its own; give --baseline DIR")
-    base = baselines.load(baseline)
-    found = []
-    for gate in defaults(results, base.shipped):
-        if _present(gate, results):
-            found += evaluate([gate], run, results, baseline=baseline, measure=measure)
-        else:
-            found.append(GateRecord(gate.text(), INCONCLUSIVE, "this run recorded no such metric"))
-    return (*found, parity(results))
+    asked = defaults(results, baselines.load(baseline).shipped)
+    there = [gate for gate in asked if _present(gate, results)]
+    return (
+        *evaluate(there, run, results, baseline=baseline, measure=measure),
+        *(
+            GateRecord(gate.text(), INCONCLUSIVE, "this run recorded no such metric")
+            for gate in asked
+            if gate not in there
+        ),
+        parity(results),
+    )
 
 
 def _own(run: Path) -> tuple[Gate, ...]:

@@ -110,7 +110,8 @@ class Court:
             model = baselines.model_file(self.run, stage)
             protocol = latency.protocol_of(self.results)
             return latency.judge(held, model, gate.limit, protocol, self.measure)
-        reference = _recorded(held, stage, name)
+        ships = stage.name == baselines.shipped(self.results).name
+        reference = _recorded(held, stage, name, ships)
         if reference is None:
             return Verdict(INCONCLUSIVE, f"not comparable: the baseline recorded no {name}")
         task = headline(name)
@@ -152,17 +153,19 @@ def _make_side(name: str, file: Path, stage: StageRecord, machine: Mapping[str, 
         outputs[0].digest if outputs else "",
         str(machine.get("instruction_set", "unknown")),
         str(machine.get("cpu", "unknown CPU")),
+        tuple(machine.get("features", ())),
     )
 
 
 def _drop(base: Side, new: Side, task: Task, limit: float) -> Verdict:
-    """Paired comparison; the same file on the same instruction set must predict the same."""
+    """Paired comparison; the same file on the same instructions must predict the same classes."""
     found = pair(base, new, task)
-    same_model = bool(base.model) and base.model == new.model
-    if same_model and base.instruction_set == new.instruction_set:
-        return verdicts.identity(found.flips, len(found.labels))
-    if task.metric != "accuracy":
+    if task.metric != "accuracy":  # values differ in the last bit with threads and versions
         return verdicts.score_drop(task, found.base, found.new, limit)
+    same_model = bool(base.model) and base.model == new.model
+    same_cpu = (base.instruction_set, base.features) == (new.instruction_set, new.features)
+    if same_model and same_cpu:
+        return verdicts.identity(found.flips, len(found.labels))
     right_base, right_new = found.base > 0.5, found.new > 0.5
     verdict = verdicts.paired_drop(right_base, compare(right_base, right_new), limit)
     if same_model:
@@ -170,10 +173,11 @@ def _drop(base: Side, new: Side, task: Task, limit: float) -> Verdict:
     return verdict.adding(verdicts.worst_class(found.labels, right_base, right_new))
 
 
-def _recorded(held: Baseline, stage: StageRecord, name: str) -> Metric | None:
-    """The baseline's value of a metric: of its shipped stage, else of the stage of that name."""
+def _recorded(held: Baseline, stage: StageRecord, name: str, ships: bool) -> Metric | None:
+    """The baseline's value: what ships is held to what shipped, any other stage to its namesake."""
     twin = held.results.stage(stage.name)
-    return held.shipped.metrics.get(name) or (twin.metrics.get(name) if twin else None)
+    order = [held.shipped, twin] if ships else [twin, held.shipped]
+    return next((s.metrics[name] for s in order if s is not None and name in s.metrics), None)
 
 
 def _unstable(stage: StageRecord) -> bool:

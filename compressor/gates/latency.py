@@ -23,7 +23,6 @@ from compressor.runtime.timing import feed_digest, interleave
 
 Measure = Callable[[Mapping[str, Path], TimingProtocol, Mapping[str, Any] | None], Timing]
 BASE, CAND = "baseline", "candidate"
-_ATTEMPTS = 3
 
 
 def protocol_of(results: RunResults) -> TimingProtocol:
@@ -48,9 +47,8 @@ def judge(
 ) -> Verdict:
     """Measure and decide; a FAIL must be seen twice.
 
-    A measurement whose A/A control fails is repeated, twice at most. One interval knows the noise
-    between its rounds and not that between measurements, so a FAIL is measured once more with
-    fresh sessions in another order.
+    One interval knows the noise between its rounds and not that between measurements, so a FAIL
+    is measured once more with fresh sessions in another order.
 
     Args:
         held: The baseline.
@@ -67,10 +65,10 @@ def judge(
     models = {BASE: held.model, CAND: model}
     clock = measure or interleave
     try:
-        first = _settled(clock, models, protocol, feed)
+        first = clock(models, protocol, feed)
         verdict = limits.latency(first, BASE, CAND, limit)
         if verdict.state == FAIL:
-            second = _settled(clock, models, replace(protocol, seed=protocol.seed + 1), feed)
+            second = clock(models, replace(protocol, seed=protocol.seed + 1), feed)
             again = limits.latency(second, BASE, CAND, limit)
             if again.state != FAIL:
                 verdict = Verdict(
@@ -79,21 +77,6 @@ def judge(
     except ConfigError as error:  # other inputs, a fixed batch: another kind of model
         return Verdict(INCONCLUSIVE, f"not comparable: {' '.join(str(error).split())}")
     return verdict.adding(_elsewhere(held))
-
-
-def _settled(
-    clock: Measure,
-    models: Mapping[str, Path],
-    protocol: TimingProtocol,
-    feed: Mapping[str, Any],
-) -> Timing:
-    """The first measurement whose control is in order, or the last of three."""
-    for attempt in range(_ATTEMPTS):
-        timing = clock(models, replace(protocol, seed=protocol.seed + 7919 * attempt), feed)
-        # interleave() repeats by itself and then says unstable: that is its last word
-        if timing.unstable or not limits.noisy(timing, BASE):
-            break
-    return timing
 
 
 def _feed(held: Baseline, batch: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Side:
         model: Digest of the model file.
         instruction_set: Of the CPU that made the predictions.
         cpu: Its name.
+        features: What it has of the instructions that select kernels.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Side:
     model: str
     instruction_set: str
     cpu: str
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,6 +162,15 @@ def test_a_failed_stage_fails_its_gates(tmp_path: Path) -> None:
     assert (found.verdict, found.sentence[:17]) == ("FAIL", "stage int8 failed")
 
 
+def test_a_bundle_beyond_its_max_drop_fails_the_run_whatever_its_gates_say(tmp_path: Path) -> None:
+    rows = {"bytes": metric(1, "bytes"), "within": metric(0, "flag")}
+    run = Run(tmp_path).add("bundle", "bundle", metrics=rows, config={"max_drop": 1.0})
+    found = verdicts_of(run, {"metric": "bundle.bytes", "max": 2})
+    assert [r.verdict for r in found] == ["PASS", "FAIL"]
+    assert found[1].gate == "bundle.within (max_drop 1.0 on val)"
+    assert exit_code(verdicts_of(run), strict=False) == 3
+
+
 def test_gates_against_a_baseline_are_skipped_without_one(tmp_path: Path) -> None:
     run = Run(tmp_path).add("bundle", "bundle", metrics={"bytes": metric(1)}, scale=1.0)
     found = verdicts_of(
