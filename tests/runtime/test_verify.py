@@ -218,6 +218,40 @@ def test_pickles_and_bombs_are_refused(bundle):
     assert "not golden arrays" in problems(bundle)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.update({"input.x": np.float32(1.0)}),
+        lambda a: a.update({"input.x": np.zeros((16, 2), np.float32)}),
+        lambda a: a.update({"output.logits": np.full(a["output.logits"].shape, "no")}),
+        lambda a: a.update({n: v[:0] for n, v in a.items()}),
+        lambda a: a["output.logits"].fill(np.nan),
+    ],
+)
+def test_golden_arrays_that_do_not_fit_are_refused_without_a_traceback(bundle, change):
+    golden(bundle, change)
+    assert problems(bundle) != ""
+
+
+def test_a_tolerance_that_is_no_number_proves_nothing(bundle):
+    edit(bundle, lambda m: m["golden"].update(tolerance=float("nan")))
+    assert "not finite" in problems(bundle)
+
+
+def test_a_close_call_may_flip_and_is_noted(bundle):
+    def close(arrays):
+        rows = np.sort(arrays["output.logits"][0])
+        top = arrays["output.logits"][0].argmax()
+        arrays["output.logits"][0, top] = rows[-2] - 1e-3
+
+    golden(bundle, close)
+    edit(bundle, lambda m: m["golden"].update(tolerance=1e3))
+    report = verify.verify(bundle, latency=False)
+    assert report.ok
+    assert report.golden["same_top1"] == 15
+    assert "close calls" in report.notes[0]
+
+
 def test_golden_files_that_are_too_large_are_not_read(bundle, monkeypatch):
     monkeypatch.setattr(verify, "_MAX_ARRAYS", 1000)
     assert "too large" in "\n".join(verify.verify(bundle, latency=False).problems)
@@ -237,6 +271,17 @@ def test_latency_is_reported_beside_the_claim(bundle):
     assert report.latency["p50_ms"] > 0
     assert report.latency["claimed_ms"] == pytest.approx(0.5, rel=0.02)
     assert "claimed" in verify.text(report)
+
+
+def test_a_provider_that_is_claimed_and_not_here_is_said(bundle):
+    edit(bundle, lambda m: m["target"].update(provider="cuda"))
+    assert "cuda is claimed and not here; latencies are the CPU's" in verify.verify(bundle).notes
+
+
+def test_findings_are_not_written_into_the_bundle_that_they_are_about(bundle, capsys):
+    assert verify.main([str(bundle), "--json", str(bundle / "found.json")]) == 2
+    assert "write elsewhere" in capsys.readouterr().err
+    assert problems(bundle) == ""
 
 
 def test_choose_times_what_is_accurate_and_names_a_file(bundle, tmp_path, capsys):
