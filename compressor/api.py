@@ -204,17 +204,11 @@ def bench(
         inputs: ``.npz`` with one array per model input; None feeds random values.
     """
     from compressor.data.arrays import read_npz
-    from compressor.runtime.timing import feed_digest, interleave
+    from compressor.runtime.timing import feed_digest, interleave, named
 
     feed = None if inputs is None else read_npz(Path(inputs), MAX_NPZ_BYTES)
     protocol = TimingProtocol(provider, threads, batch, rounds, inputs=feed_digest(feed))
-    return interleave(_named([Path(m) for m in models]), protocol, feed)
-
-
-def _named(models: Sequence[Path]) -> dict[str, Path]:
-    """The shortest names that tell the files apart: their stems, else their paths."""
-    stems = [m.stem for m in models]
-    return {(m.stem if stems.count(m.stem) == 1 else str(m)): m for m in models}
+    return interleave(named([Path(m) for m in models]), protocol, feed)
 
 
 def quantize(model: StrPath, out: StrPath, calibration: StrPath, **options: Any) -> QuantizeReport:

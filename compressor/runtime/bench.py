@@ -44,10 +44,8 @@ def protocols(
     return [replace(base, threads=t, batch=b) for t in threads for b in batches]
 
 
-def feed(stored: Mapping[str, NDArray[Any]] | None, batch: int) -> dict[str, NDArray[Any]] | None:
+def feed(stored: Mapping[str, NDArray[Any]], batch: int) -> dict[str, NDArray[Any]]:
     """At most 16 batches of stored samples; a batch larger than the split repeats samples."""
-    if stored is None:
-        return None
     taken = {}
     for name, array in stored.items():
         total = len(array)
@@ -89,5 +87,6 @@ def lines(record: Record) -> list[str]:
         gain = main.speedup[name].baseline
         speed = f", {gain.value:.2f}x [{gain.low:.2f}, {gain.high:.2f}] of {record.baseline}"
         found.append(f"{name}: p50 {row.p50:.4g} ms{'' if name == record.baseline else speed}")
-    found += [f"unstable: {one.note}" for one in record.cells if one.unstable]
+    again = "stored as it is; --rebench measures again"
+    found += [f"unstable: {one.note}; {again}" for one in record.cells if one.unstable]
     return found

@@ -167,7 +167,7 @@ def metrics(record: Record) -> dict[str, Metric]:
             found |= {f"{name}{prefix}.{key}": metric for key, metric in rows}
     for name, row in record.memory.items():
         found[f"{name}.load"] = Metric(row.load_ms, "ms", "lower")
-        found[f"{name}.peak_memory"] = Metric(row.peak_mb, "MB", "lower")
+        found[f"{name}.peak_memory"] = Metric(row.peak_mb, "MiB", "lower")
     main = record.main
     unstable = any(c.unstable for c in record.cells)
     found["unstable"] = Metric(float(unstable), "flag", "lower")
