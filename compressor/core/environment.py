@@ -128,6 +128,19 @@ def _importable(module: str) -> bool:
         return False
 
 
+@cache
+def gpus() -> tuple[str, ...]:
+    """Model and driver of each NVIDIA GPU, from the driver's own files; empty without one."""
+    root = Path("/proc/driver/nvidia")
+    found = []
+    for file in sorted(root.glob("gpus/*/information")):
+        rows = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
+        found.append(rows.get("Model", "GPU").strip())
+    if found and (root / "version").is_file():
+        found.append((root / "version").read_text().splitlines()[0].strip())
+    return tuple(found)
+
+
 def machine() -> dict[str, object]:
     """The facts about this machine that a measurement is worthless without."""
     return {
@@ -136,6 +149,7 @@ def machine() -> dict[str, object]:
         "instruction_set": instruction_set(),
         "threads": usable_threads(),
         "quota": cpu_quota(),
+        "gpus": list(gpus()),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "onnxruntime": next((f"{n} {version(n)}" for n in onnxruntime_packages()), "absent"),
@@ -144,7 +158,7 @@ def machine() -> dict[str, object]:
 
 
 def machine_fingerprint() -> str:
-    """Digest of what makes two latencies comparable: CPU, threads, quota, ONNX Runtime."""
-    keys = ("cpu", "features", "threads", "quota", "onnxruntime")
+    """Digest of what makes two latencies comparable: CPU, GPU, threads, quota, ONNX Runtime."""
+    keys = ("cpu", "features", "threads", "quota", "gpus", "onnxruntime")
     facts = machine()
     return digest_json({k: facts[k] for k in keys})[:16]

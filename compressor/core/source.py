@@ -121,7 +121,7 @@ def _file_of(name: str) -> Path | None:
 
 def _parsed(file: Path, name: str, memo: Memo) -> tuple[str, list[str]]:
     """Digest of a module's tree and the absolute names that it imports."""
-    data = _read(file, file.stat().st_mtime_ns)
+    data = _read(file)
     key = f"{digest_bytes(data)}:{name}"
     if key not in memo:
         tree = ast.parse(data, filename=str(file))
@@ -133,7 +133,8 @@ def _parsed(file: Path, name: str, memo: Memo) -> tuple[str, list[str]]:
 
 
 @lru_cache(maxsize=4096)
-def _read(file: Path, stamp: int) -> bytes:
+def _read(file: Path) -> bytes:
+    """As this process first saw the file: an edit while it runs does not change loaded code."""
     return file.read_bytes()
 
 

@@ -12,11 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from compressor.core import files
 from compressor.core.environment import machine_fingerprint
 from compressor.core.hashing import digest_file, digest_json
+from compressor.core.source import behind
 from compressor.core.store import Store
 from compressor.core.types import Timing, TimingProtocol
 
 _TIMING = TypeAdapter(Timing)
 CONTROL = "A/A"
+_MEASURES = "compressor.runtime.timing:interleave"
 
 
 class StoredTimings:
@@ -45,6 +47,7 @@ class StoredTimings:
                 "models": [digest_file(path) for path in models.values()],
                 "machine": machine_fingerprint(),
                 "protocol": dataclasses.asdict(protocol),
+                "code": behind([_MEASURES]).modules,
             }
         )
         path = self._store.root / "timings" / f"{key}.json"
