@@ -8,7 +8,7 @@ Bias Correction", section 4.2 and appendix D: layer by layer, behind layers alre
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -53,6 +53,7 @@ def correct(
     *,
     rounding: Mapping[str, NDArray[np.int8]] = MappingProxyType({}),
     threads: int = 1,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Correction:
     """Measure and fold the mean error of every int8 Conv, Gemm and MatMul with a bias.
 
@@ -68,6 +69,8 @@ def correct(
         feeds: Calibration batches, the same at every call.
         rounding: As for :func:`.qdq.write`.
         threads: Of the runtime.
+        stop: Asked before each level; what is corrected by then is kept, as no layer's
+            correction counts on a later one.
     """
     axes = {}
     skipped = []
@@ -85,6 +88,8 @@ def correct(
     deltas: dict[str, NDArray[np.float64]] = {}
     for group in groups:
         level = [n for n in group if n.name in axes]
+        if stop():
+            break
         if not level:
             continue
         written = qdq.write(apply(graph, deltas), selection, ranges, target, rounding)

@@ -228,3 +228,21 @@ def test_memory_is_the_positions_that_were_asked_for(monkeypatch):
     assert shapes["Conv_c"] == (100, 1, 72)
     assert shapes["Conv_d"] == (100, 8, 9)
     assert shapes["Gemm_y"] == (24, 1, 16)  # one position per sample
+
+
+def test_a_matrix_product_of_rank_3_is_learned_too():
+    model = build("a = MatMul(x, w) y = Add(a, b)", {"w": (8, 6), "b": (6,)},
+                  inputs="float[N,4,8] x", outputs="float[N,4,6] y")  # fmt: skip
+    graph = Graph(clean(model))
+    selection, feeds = select(graph), Samples({"x": np.abs(images(40, 4, 8))}).feeds(16)
+    ranges = calibrate(graph, selection.ranges_needed(), feeds).ranges
+    by = resolve("portable")
+    found = learn(graph, selection, ranges, by, feeds, rng=np.random.default_rng(0))
+    (gain,) = found.gains
+    assert gain.learned < 0.9 * gain.nearest
+    feed = {"x": np.abs(images(64, 4, 8, seed=3))}
+    exact = run(graph.model, feed)
+    plain, learned = (
+        run(qdq.write(graph, selection, ranges, by, r).model, feed) for r in ({}, found.values)
+    )
+    assert ((learned - exact) ** 2).sum() < ((plain - exact) ** 2).sum()

@@ -157,3 +157,18 @@ def test_only_channel_sums_are_kept_of_each_batch(monkeypatch):
     monkeypatch.setattr(parts, "open_model", watch)
     correct(*ready(zoo(), {"x": images()})[:3], TARGET, Samples({"x": images()}).feeds(8))
     assert most == 16  # channels of the widest layer; its map has 16 * 4 * 4 values
+
+
+def test_when_told_to_stop_it_keeps_the_layers_it_has_corrected():
+    graph, selection, ranges, feeds = ready(zoo(), {"x": images()})
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 2
+
+    everything = correct(graph, selection, ranges, TARGET, feeds).deltas
+    found = correct(graph, selection, ranges, TARGET, feeds, stop=stop)
+    front = [n.name for level in parts.levels(graph, selection)[:2] for n in level]
+    assert list(found.deltas) == front
+    assert all(np.array_equal(found.deltas[n], everything[n]) for n in front)
