@@ -99,7 +99,8 @@ def learn(
     """Learn the rounding of every int8 weighted layer, front to back.
 
     Memory: one batch of one level's tensors, and at most 128 MiB of unfolded inputs per layer of
-    a level (and once more of the layer being learned). The same arguments and generator state give the same integers.
+    a level, and once more of the layer being learned. The same arguments and generator state
+    give the same integers.
 
     Args:
         graph: Prepared float model.
