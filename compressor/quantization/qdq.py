@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,11 @@ class Written:
 
 
 def write(
-    graph: Graph, selection: Selection, ranges: Mapping[str, Range], target: Target
+    graph: Graph,
+    selection: Selection,
+    ranges: Mapping[str, Range],
+    target: Target,
+    rounding: Mapping[str, NDArray[np.int8]] = MappingProxyType({}),
 ) -> Written:
     """Write the QDQ form of ``graph``.
 
@@ -50,13 +55,20 @@ def write(
         selection: What becomes int8.
         ranges: A range for each of ``selection.ranges_needed()``.
         target: Decides the integers.
+        rounding: Weighted node name to integers that replace the nearest ones, see
+            :func:`.weights.quantize_weight`.
     """
-    return _Writer(graph, selection, ranges, target).write()
+    return _Writer(graph, selection, ranges, target, rounding).write()
 
 
 class _Writer:
     def __init__(
-        self, graph: Graph, selection: Selection, ranges: Mapping[str, Range], target: Target
+        self,
+        graph: Graph,
+        selection: Selection,
+        ranges: Mapping[str, Range],
+        target: Target,
+        rounding: Mapping[str, NDArray[np.int8]],
     ) -> None:
         self.graph, self.selection, self.target = graph, selection, target
         model = ModelProto()
@@ -67,7 +79,7 @@ class _Writer:
         self.nodes: list[NodeProto] = []
         self._taken = {*graph.producer, *graph.constants, *graph.inputs}
         self._node_names = {n.name for n in graph.nodes}
-        self._ranges = ranges
+        self._ranges, self._rounding = ranges, rounding
         self._entry: dict[str, str] = {}  # float tensor -> name of its dequantized copy
         self._entries = frozenset(selection.entries)
         self._folded = {fold.name for fold in selection.folds.values()}
@@ -201,7 +213,10 @@ class _Writer:
         if bias is not None:
             bias = np.broadcast_to(bias.reshape(-1), (len(rows),)).astype(np.float32)
         scale = self._parameters(node.input[0]).scale
-        quantized = quantize_weight(np.ascontiguousarray(rows), bias, scale, self.target.bits)
+        quantized = quantize_weight(
+            np.ascontiguousarray(rows), bias, scale, self.target.bits,
+            self._rounding.get(node.name),
+        )  # fmt: skip
         self.written.weights[node.name] = quantized
         straight = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
         values = quantized.values if straight else quantized.values.T

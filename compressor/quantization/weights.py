@@ -57,14 +57,18 @@ def quantize_weight(
     bias: NDArray[np.float32] | None,
     input_scale: np.float32,
     bits: Literal["proven", "7", "8"],
+    rounding: NDArray[np.int8] | None = None,
 ) -> QuantizedWeight:
-    """Quantize symmetrically per channel, rounding to nearest even.
+    """Quantize symmetrically per channel, rounding to nearest even or as told.
 
     Args:
         weight: [channels, reduction], finite.
         bias: [channels] or None.
         input_scale: Of the layer's input activation.
         bits: See :class:`compressor.quantization.target.Target`.
+        rounding: [channels, reduction], integers to use instead of the nearest (see
+            :mod:`.adaround`). A channel for which they do not round its weights up or down on
+            its grid, or would break the proof of ``proven``, keeps the nearest.
     """
     wide = weight.astype(np.float64)
     peak = np.abs(wide).max(axis=1, initial=0.0)
@@ -77,6 +81,11 @@ def quantize_weight(
         while not (fits := fits_16_bits(values)).all():
             grid = np.where(fits, grid, np.maximum(grid - 1, 64))
             scale, values = _round(wide, peak, grid, floor)
+    if rounding is not None:
+        usable = _rounds(rounding, wide, scale, grid)
+        if bits == "proven":
+            usable = usable & fits_16_bits(rounding)
+        values = np.where(usable[:, None], rounding, values)
     return QuantizedWeight(values, scale, _bias(bias, input_scale, scale), grid)
 
 
@@ -114,6 +123,19 @@ def _round(
     steps = np.rint(wide / scale.astype(np.float64)[:, None])
     limit = grid[:, None]
     return scale, np.clip(steps, -limit, limit).astype(np.int8)
+
+
+def _rounds(
+    values: NDArray[np.int8],
+    wide: NDArray[np.float64],
+    scale: NDArray[np.float32],
+    grid: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Whether ``values`` are weights rounded up or down, none off the grid, per channel."""
+    steps = np.clip(wide / scale.astype(np.float64)[:, None], -grid[:, None], grid[:, None])
+    near = np.abs(values - steps) < 1.0 + 1e-6
+    inside = np.abs(values.astype(np.int64)) <= grid[:, None]
+    return np.asarray((near & inside).all(axis=1))
 
 
 def _bias(

@@ -154,3 +154,20 @@ def test_a_target_decides_signs_and_bits(name, bits, host, expected):
     got = resolve(name, bits, host)
     assert (got.name, got.signed, got.bits) == expected
     assert got.reason
+
+
+def test_other_integers_are_taken_where_they_round_the_same_weights_on_the_same_grid():
+    weight = np.array([[0.64, 0.332, -0.107]] * 4, np.float32)
+    up, far, large = [64, 34, -10], [64, 40, -11], [65, 33, -11]
+    given = np.array([up, far, large, [64, 33, -11]], np.int8)
+    got = quantize_weight(weight, None, ONE, "7", given)
+    assert got.values.tolist() == [up, [64, 33, -11], [64, 33, -11], [64, 33, -11]]
+
+
+def test_other_integers_never_break_the_proof():
+    # On the grid of 67: -67, 64.4 and 63.4; 65 + 64 is one too much, either alone is not.
+    weight = np.array([[-1.0, 0.9612, 0.9463]] * 3, np.float32)
+    given = np.array([[-67, 65, 64], [-67, 65, 63], [-67, 64, 64]], np.int8)
+    got = quantize_weight(weight, None, ONE, "proven", given)
+    assert got.grid.tolist() == [67, 67, 67]
+    assert got.values.tolist() == [[-67, 64, 63], [-67, 65, 63], [-67, 64, 64]]
