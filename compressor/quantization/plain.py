@@ -225,12 +225,18 @@ def _check_exclude(graph: Graph, exclude: Collection[str]) -> None:
 
 
 def compare(
-    reference: Path, candidate: Path, samples: Samples, batch: int, threads: int = 1
+    reference: Path,
+    candidate: Path,
+    samples: Samples,
+    batch: int,
+    threads: int = 1,
+    provider: str = "cpu",
 ) -> tuple[dict[str, float], float | None]:
     """SQNR in dB per float output, and top-1 agreement in percent, with real kernels."""
     from compressor.runtime.session import open_session
 
-    sessions = [open_session(p, threads=threads) for p in (reference, candidate)]
+    files = (reference, candidate)
+    sessions = [open_session(p, provider=provider, threads=threads) for p in files]
     names = [o.name for o in sessions[0].get_outputs() if o.type == "tensor(float)"]
     signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     same = total = 0
