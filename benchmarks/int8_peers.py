@@ -17,8 +17,6 @@ import argparse
 import datetime
 import json
 import math
-import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any
 
 import onnx
 from peers_nets import TABLE, export, images
-from peers_quantizers import VARIANTS, versions
+from peers_quantizers import VARIANTS, produce
 
 from compressor.core.environment import instruction_set, machine
 from compressor.core.files import write_json, write_text
@@ -54,30 +52,12 @@ def step_quantize(folder: Path) -> None:
     """VARIANT.onnx and VARIANT.json for every variant; a failure is a result, too."""
     fp32 = folder / "fp32.onnx"
     name, calibrate, measure = _feeds(fp32)
-    for key, variant in VARIANTS.items():
-        out, record = folder / f"{key}.onnx", folder / f"{key}.json"
-        if record.exists():
-            continue
-        if why := variant.missing():
-            print(f"{folder.name}: {key}: left out, {why}", flush=True)
-            continue
-        print(f"{folder.name}: {key}", flush=True)
-        beside = folder / f"{key}.part.onnx"
-        beside.unlink(missing_ok=True)
-        began = time.perf_counter()
-        try:
-            variant.run(fp32, beside, name, calibrate, folder.name)
-            seconds = time.perf_counter() - began
-            sqnr, agreement = compare(fp32, beside, Samples({name: measure}), 8)
-        except Exception as error:  # peers raise what they like
-            line = (str(error).strip().splitlines() or [""])[-1][:300]
-            write_json(record, {"error": f"{type(error).__name__}: {line}"})
-            continue
-        os.replace(beside, out)
-        write_json(record, {
-            "seconds": seconds, "sqnr": min(sqnr.values()), "agreement": agreement,
-            "bytes": out.stat().st_size, "digest": digest_path(out), "versions": versions(variant),
-        })  # fmt: skip
+
+    def judge(made: Path) -> dict[str, Any]:
+        sqnr, agreement = compare(fp32, made, Samples({name: measure}), 8)
+        return {"sqnr": min(sqnr.values()), "agreement": agreement}
+
+    produce(folder, VARIANTS, name, calibrate, judge)
 
 
 def step_time(folder: Path, rounds: int, cell_ms: float, warmup_ms: float) -> None:

@@ -9,13 +9,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peers_nets import Images
 
+from compressor.core.files import write_json
+from compressor.core.hashing import digest_path
 from compressor.runtime.predict import npz_bytes
 
 _BATCH = 8
@@ -121,9 +124,47 @@ def _command(arguments: Sequence[str]) -> str:
     return ran.stdout
 
 
-def versions(variant: Variant) -> dict[str, str]:
-    """Package to version of what made a file."""
-    return {name: importlib.metadata.version(name) for name in variant.packages}
+def produce(
+    folder: Path,
+    variants: Mapping[str, Variant],
+    name: str,
+    samples: Images,
+    judge: Callable[[Path], dict[str, Any]],
+) -> None:
+    """Quantize ``fp32.onnx`` of a folder to VARIANT.onnx and VARIANT.json, those not there yet.
+
+    Args:
+        folder: One network's; its name is the network's.
+        variants: What to make; one that cannot run here is left out, one that fails is recorded.
+        name: Of the input.
+        samples: To calibrate, as the model takes them.
+        judge: Facts about a file for its record, e.g. SQNR.
+    """
+    fp32 = folder / "fp32.onnx"
+    for key, variant in variants.items():
+        out, record = folder / f"{key}.onnx", folder / f"{key}.json"
+        if record.exists():
+            continue
+        if why := variant.missing():
+            print(f"{folder.name}: {key}: left out, {why}", flush=True)
+            continue
+        print(f"{folder.name}: {key}", flush=True)
+        beside = folder / f"{key}.part.onnx"
+        beside.unlink(missing_ok=True)
+        began = time.perf_counter()
+        try:
+            variant.run(fp32, beside, name, samples, folder.name)
+            seconds = time.perf_counter() - began
+            facts = judge(beside)
+        except Exception as error:  # peers raise what they like
+            line = (str(error).strip().splitlines() or [""])[-1][:300]
+            write_json(record, {"error": f"{type(error).__name__}: {line}"})
+            continue
+        os.replace(beside, out)
+        write_json(record, {
+            **facts, "seconds": seconds, "bytes": out.stat().st_size, "digest": digest_path(out),
+            "versions": {p: importlib.metadata.version(p) for p in variant.packages},
+        })  # fmt: skip
 
 
 # Intel Neural Compressor is not among them: its 3.10 wheel holds quantizers for torch, tensorflow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -10,13 +11,19 @@ import numpy as np
 import onnx
 import pytest
 
+from compressor.core import results
+from compressor.core.results import OutputRecord, RunResults, StageRecord
+from compressor.core.store import Store
+from compressor.core.types import DATASET, ONNX
+from compressor.runtime import metadata
 from tests.quantization.graphs import zoo
+from tests.stages.test_quantize import dataset as noise
 
 
 @pytest.fixture
 def peers(monkeypatch, request):
     monkeypatch.syspath_prepend(str(request.config.rootpath / "benchmarks"))
-    names = ("peers_nets", "peers_quantizers", "int8_peers")
+    names = ("peers_nets", "peers_quantizers", "int8_peers", "int8_trained")
     return SimpleNamespace(**{name: import_module(name) for name in names})
 
 
@@ -71,6 +78,40 @@ def test_what_is_there_is_not_made_again_and_another_file_is_timed_again(toy):
     run("time")
     assert paths[2].stat().st_mtime_ns > before[2]
     assert not list((folder / "toy").glob("*.part*"))
+
+
+def test_trained_networks_of_a_run_are_judged_on_its_test_split(peers, monkeypatch, tmp_path):
+    store, run = Store(tmp_path / "store"), tmp_path / "run"
+    made = noise(tmp_path / "data")
+    kept = store.object(made.digest)
+    kept.parent.mkdir(parents=True)
+    made.path.rename(kept)
+    model = zoo()
+    metadata.write_(model, {metadata.PRECISION: "fp32"})
+    run.mkdir()
+    onnx.save(model, run / "fp32.onnx")
+    record = partial(StageRecord, uses="", key="", state="ran", seconds=0.0)
+    stages = (
+        record("data", outputs={"data": OutputRecord(DATASET, made.digest, 1)}),
+        record("plain", outputs={"model": OutputRecord(ONNX, "a" * 64, 1, "fp32.onnx")}),
+        record("bundle", outputs={"model": OutputRecord(ONNX, "a" * 64, 1, "fp32.onnx")}),
+    )
+    results.save(RunResults("noise", "", "", 0, {}, stages), run / "results.json")
+    room = peers.peers_quantizers
+    chosen = {"plain": room.VARIANTS["plain"], "broken": room.Variant("broken", failing)}
+    monkeypatch.setattr(peers.int8_trained, "VARIANTS", chosen)
+    ends = ["--store", str(store.root), "--work", str(tmp_path / "w"), "--results", str(tmp_path)]
+    peers.int8_trained.main([str(run), *ends])
+    (table,) = tmp_path.glob("int8_trained.*.json")
+    (row,) = json.loads(table.read_text())["networks"]
+    assert row["network"] == "noise-plain-aaaaaaaa"
+    assert row["samples"] == 5
+    found = row["variants"]["plain"]
+    assert found["drop"] <= found["drop_upper"]
+    assert 0 <= found["agreement"] <= 100
+    assert found["sqnr"] > 15
+    assert "no such" in row["variants"]["broken"]["error"]
+    assert "| noise-plain-aaaaaaaa | 5 |" in table.with_suffix(".md").read_text()
 
 
 def test_means_are_geometric_and_over_the_same_networks(peers):
