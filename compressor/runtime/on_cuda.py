@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 
 from compressor.core.errors import MissingError
+from compressor.runtime.session import check_file
 
 _QDQ = {"QuantizeLinear", "DequantizeLinear"}
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -50,8 +51,15 @@ def on_cuda(path: Path) -> OnCuda:
     """Count, without CUDA.
 
     Args:
-        path: An ONNX file; a float one gives zeros.
+        path: An ONNX file; a float one gives zeros, and so does an ``.ort``, which cannot be read.
+
+    Raises:
+        ConfigError: No such file.
+        IntegrityError: Not an ONNX file.
     """
+    check_file(path)
+    if path.suffix == ".ort":
+        return OnCuda({}, 0, 0)
     graph = onnx.load(str(path), load_external_data=False).graph
     kinds = Counter(node.op_type for node in graph.node)
     fallback = {

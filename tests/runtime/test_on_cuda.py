@@ -3,7 +3,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from compressor.core.errors import MissingError
+from compressor.core.errors import ConfigError, MissingError
 from compressor.quantization import schemes
 from compressor.runtime.on_cuda import check_int8, on_cuda
 from compressor.runtime.profile import optimized_graph
@@ -22,6 +22,10 @@ def test_a_float_file_has_nothing_to_fall_back(tmp_path):
     found = on_cuda(path)
     assert (found.nodes, found.float_layers, found.pairs) == (0, 0, 0)
     assert check_int8({"m": path}, "cuda") == []
+    (tmp_path / "m.ort").write_bytes(b"ORTM")
+    assert check_int8({"m": tmp_path / "m.ort"}, "cuda") == []
+    with pytest.raises(ConfigError, match="no such file"):
+        check_int8({"m": tmp_path / "none.onnx"}, "cuda")
 
 
 def test_a_qdq_file_runs_every_int8_layer_in_float(tmp_path):
