@@ -135,7 +135,7 @@ def quantize(
     if options.method not in METHODS:
         raise ConfigError(f"method: unknown {options.method!r}; known: {', '.join(METHODS)}")
     graph = prepare.load(model)
-    _check_exclude(graph, options.exclude)
+    check_exclude(graph, options.exclude)
     samples = calibration if isinstance(calibration, Samples) else Samples(calibration)
     fixed = check(samples, graph)
     batch = fixed or max(1, options.batch)
@@ -215,7 +215,8 @@ def _must_hold(selection: Selection, graph: Graph) -> None:
         )
 
 
-def _check_exclude(graph: Graph, exclude: Collection[str]) -> None:
+def check_exclude(graph: Graph, exclude: Collection[str]) -> None:
+    """Raise ConfigError if a word names nothing in the graph."""
     known = {n.name for n in graph.nodes} | {n.op_type for n in graph.nodes} | set(graph.producer)
     unknown = sorted(set(exclude) - known)
     if unknown:

@@ -106,6 +106,7 @@ def quantize(
         return plain.quantize(model, out, samples, options, progress)
     given = samples if isinstance(samples, Samples) else Samples(samples)
     graph = prepare.load(model)
+    plain.check_exclude(graph, options.exclude)
     fixed = check(given, graph)
     aim, made = _convert(scheme, model, graph, options)
     _write(made.model, out, scheme, aim)

@@ -199,6 +199,12 @@ def test_excluded_products_stay_float(tmp_path, scheme):
     assert ops.count("MatMulNBits") + ops.count("MatMulInteger") == len(CONSTANT) - 1
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4", "dynamic"])
+def test_an_unknown_name_to_exclude_is_an_error(tmp_path, scheme):
+    with pytest.raises(ConfigError, match="'gemm' is no node"):
+        go(tmp_path, scheme, mlp(), {"x": images(20, 40)}, exclude=("gemm",))
+
+
 @pytest.mark.parametrize("scheme", ["int4", "dynamic"])
 def test_a_model_without_constant_matrices_is_an_error_that_names_the_scheme(tmp_path, scheme):
     model = build("a = Flatten(x) y = Relu(a)", {})
