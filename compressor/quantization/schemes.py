@@ -54,6 +54,8 @@ class SchemeReport:
         held_out: How many samples measured this.
         warnings: One sentence each.
         provider: Where it was measured.
+        float_convs: Empty: no convolution was to be int8.
+        verdict: Empty: nothing is placed.
     """
 
     scheme: Scheme
@@ -65,6 +67,7 @@ class SchemeReport:
     warnings: tuple[str, ...]
     provider: str = "cpu"
     float_convs: tuple[str, ...] = ()
+    verdict: str = ""
 
     @property
     def quantized(self) -> int:
