@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := .venv-peers
 
 # A cached byte code makes `import torch` four times faster, so an inherited "do not write" is dropped.
 export PYTHONDONTWRITEBYTECODE :=
@@ -32,6 +33,15 @@ format: $(STAMP)
 bench: $(STAMP)  ## loop overhead against a bare PyTorch loop
 	$(BIN)/python benchmarks/loop_overhead.py
 
+peers: $(PEERS)/.installed  ## int8 against ONNX Runtime's quantizer and NNCF; goes on where it was
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python benchmarks/int8_peers.py
+
+$(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers-requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt -e '.[cpu,train]' \
+	  -r benchmarks/peers-requirements.txt
+	touch $@
+
 # uv installs in a quarter of pip's time; where it cannot be had, pip does the same.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer")'
@@ -42,4 +52,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -135,7 +135,7 @@ def quantize(
     if options.method not in METHODS:
         raise ConfigError(f"method: unknown {options.method!r}; known: {', '.join(METHODS)}")
     graph = prepare.load(model)
-    _check_exclude(graph, options.exclude)
+    check_exclude(graph, options.exclude)
     samples = calibration if isinstance(calibration, Samples) else Samples(calibration)
     fixed = check(samples, graph)
     batch = fixed or max(1, options.batch)
@@ -215,7 +215,8 @@ def _must_hold(selection: Selection, graph: Graph) -> None:
         )
 
 
-def _check_exclude(graph: Graph, exclude: Collection[str]) -> None:
+def check_exclude(graph: Graph, exclude: Collection[str]) -> None:
+    """Raise ConfigError if a word names nothing in the graph."""
     known = {n.name for n in graph.nodes} | {n.op_type for n in graph.nodes} | set(graph.producer)
     unknown = sorted(set(exclude) - known)
     if unknown:
@@ -225,12 +226,18 @@ def _check_exclude(graph: Graph, exclude: Collection[str]) -> None:
 
 
 def compare(
-    reference: Path, candidate: Path, samples: Samples, batch: int, threads: int = 1
+    reference: Path,
+    candidate: Path,
+    samples: Samples,
+    batch: int,
+    threads: int = 1,
+    provider: str = "cpu",
 ) -> tuple[dict[str, float], float | None]:
     """SQNR in dB per float output, and top-1 agreement in percent, with real kernels."""
     from compressor.runtime.session import open_session
 
-    sessions = [open_session(p, threads=threads) for p in (reference, candidate)]
+    files = (reference, candidate)
+    sessions = [open_session(p, provider=provider, threads=threads) for p in files]
     names = [o.name for o in sessions[0].get_outputs() if o.type == "tensor(float)"]
     signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     same = total = 0

@@ -13,7 +13,7 @@ from compressor.runtime.predict import Predictions, score
 from compressor.stats.bootstrap import Interval
 from compressor.stats.paired import compare
 
-ORDER = ("fp32", "fp16", "int8")
+ORDER = ("fp32", "fp16", "int8", "int4")
 FLOATS = frozenset({"fp32", "fp16"})
 TIE = 0.97  # a smaller file may be this much slower, if it is not proven slower
 
@@ -26,7 +26,7 @@ class Candidate:
 
     Attributes:
         name: Of the stage that made it.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: ``fp32``, ``fp16``, ``int8`` or ``int4``.
         drop: On val against the teacher, in percentage points (units of the task's metric for
             regression); above 0 it is worse.
         bytes: Of the file.
@@ -76,7 +76,7 @@ def drop(teacher: Predictions, new: Predictions, task: Task) -> tuple[float, flo
 def choose(
     candidates: Sequence[Candidate], speedup: SpeedUp, max_drop: float, unstable: bool = False
 ) -> Choice:
-    """Walk fp32, fp16, int8; a candidate must earn its place over the choice so far.
+    """Walk fp32, fp16, int8, int4; a candidate must earn its place over the choice so far.
 
     It replaces the choice if the lower bound of its speed-up over it is above 1, or if the
     interval contains 1, the lower bound is at least 0.97 and the file is smaller.

@@ -2,8 +2,8 @@
 
 MACs of one sample: Conv, output elements x (input channels / groups) x kernel; ConvTranspose, the
 same with input elements and output channels; Gemm and MatMul with a constant matrix, rows x in x
-out. Nothing else counts. Weights behind Quantize/DequantizeLinear, Cast or Transpose are found, so
-an int8 file has the MACs and parameters of its float original.
+out. Nothing else counts. Weights behind Quantize/DequantizeLinear, Cast or Transpose, or packed in
+MatMulNBits, are found, so a quantized file has the MACs and parameters of its float original.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import onnx
 import zstandard
-from onnx import TensorProto, inliner, shape_inference
+from onnx import TensorProto, helper, inliner, shape_inference
 
 from compressor.core.errors import ConfigError
 from compressor.runtime.session import check_file
@@ -92,13 +92,14 @@ class Graph:
                 self._batch = max(1, dims[0].dim_value)
             elif dims:
                 dims[0].dim_value = 1
+        packed = _unpack_(model.graph)
         for value in model.graph.output:  # may name the batch that is now 1
             value.type.tensor_type.ClearField("shape")
         del model.graph.value_info[:]
         graph = shape_inference.infer_shapes(model, data_prop=True).graph
         self.nodes = list(graph.node)
         self._made = {out: node for node in self.nodes for out in node.output if out}
-        self._constants = {i.name: tuple(i.dims) for i in graph.initializer}
+        self._constants = {i.name: tuple(i.dims) for i in graph.initializer} | packed
         for node in self.nodes:
             if node.op_type == "Constant":
                 for attribute in node.attribute:
@@ -136,9 +137,12 @@ class Graph:
                 yield root
 
     def _through(self, name: str) -> onnx.NodeProto | None:
-        """The node that made a tensor, Quantize/DequantizeLinear skipped."""
+        """The node that made a tensor; Q, DQ and the scaling of MatMulInteger are skipped."""
         node = self._made.get(name)
-        while node is not None and node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+        if node is not None and node.op_type == "Mul":
+            cast = self._made.get(node.input[0])
+            node = cast if cast is not None and cast.op_type == "Cast" else node
+        while node is not None and node.op_type in {"QuantizeLinear", "DequantizeLinear", "Cast"}:
             node = self._made.get(node.input[0])
         return node
 
@@ -176,6 +180,26 @@ class Graph:
                 "only the batch dimension may be open"
             )
         return shape
+
+
+def _unpack_(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    """MatMulNBits becomes the MatMul that it stands for; returns the shapes of the matrices.
+
+    Inference knows standard operators only, and a matrix has K x N weights however packed.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for node in graph.node:
+        if node.op_type != "MatMulNBits":
+            continue
+        sizes = {a.name: a.i for a in node.attribute}
+        name = f"{node.input[1]}/unpacked"
+        if name not in shapes:
+            shapes[name] = (sizes["K"], sizes["N"])
+            graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]))
+        node.op_type, node.domain = "MatMul", ""
+        del node.input[2:], node.attribute[:]
+        node.input[1] = name
+    return shapes
 
 
 def _known_shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, tuple[int, ...]]]:

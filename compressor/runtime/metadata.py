@@ -26,7 +26,7 @@ TASK = "compressor.task"
 INPUTS = "compressor.inputs"  # JSON: name -> {shape, dtype, mean, std}, in the model's order
 SOURCE = "compressor.source"  # digest of the checkpoint
 DATASET = "compressor.dataset"  # fingerprint of the data that the labels belong to
-PRECISION = "compressor.precision"  # fp32 | fp16 | int8
+PRECISION = "compressor.precision"  # fp32 | fp16 | int8 | int4
 TARGET = "compressor.target"  # instruction set or provider that the file was made for
 
 _INPUTS = TypeAdapter(dict[str, InputSpec])

@@ -63,11 +63,14 @@ def run(config: BenchConfig, inputs: Inputs, ctx: Context) -> StageResult:
     """Measure every cell through ``ctx.timings``, then memory and sizes."""
     from compressor.data import dataset
     from compressor.runtime import bench, record
+    from compressor.runtime.on_cuda import check_int8
     from compressor.runtime.timing import feed_digest
 
     first, second = one(inputs, "baseline"), maybe(inputs, "reference")
     models = [first, *([second] if second else []), *several(inputs, "candidates")]
     files = {m.name: m.path for m in models}
+    for line in check_int8(files, config.provider):
+        ctx.progress.say(line)
     stored = dataset.load(one(inputs, "data").path).split("calibration").inputs
     rounds = bench.rounds_within(config.rounds, config.budget, len(files), config.min_cell_ms)
     base = TimingProtocol(config.provider, 1, 1, rounds, config.min_cell_ms, config.warmup_ms,

@@ -1,4 +1,4 @@
-"""Stage ``quantize``: fp32 ONNX -> int8 ONNX, calibrated on the dataset's calibration split."""
+"""Stage ``quantize``: fp32 ONNX -> int8 (or int4, fp16) ONNX, on the calibration split."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class QuantizeConfig(Config):
 
     Attributes:
         target: The CPUs on which it must be exact.
-        scheme: ``int8``: weights and activations.
+        scheme: ``int8``: weights and activations; ``int4``: matrices in 4 bits; ``dynamic``: int8
+            matrices, activations at run time; ``fp16``: for CUDA. Only int8 is calibrated.
         calibrator: How activation ranges are chosen.
         percentile: Percent of the values that ``calibrator: percentile`` keeps.
         calibration: Samples of the calibration split; a fifth of them measures the result.
@@ -39,7 +40,7 @@ class QuantizeConfig(Config):
     """
 
     target: Literal["portable", "x86-vnni", "arm64", "host"] = "portable"
-    scheme: Literal["int8"] = "int8"
+    scheme: Literal["int8", "int4", "dynamic", "fp16"] = "int8"
     calibrator: Literal["minmax", "moving", "percentile", "entropy", "mse"] = "minmax"
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
     calibration: Annotated[int, Field(ge=1)] = 512
@@ -51,8 +52,9 @@ class QuantizeConfig(Config):
 
 def _run(config: QuantizeConfig, inputs: Inputs, ctx: Context) -> StageResult:
     from compressor.data import load
-    from compressor.quantization.plain import Options, quantize
+    from compressor.quantization.plain import Options
     from compressor.quantization.samples import stored
+    from compressor.quantization.schemes import quantize
 
     dataset = load(one(inputs, "data").path)
     split = dataset.split("calibration")
@@ -68,8 +70,9 @@ def _run(config: QuantizeConfig, inputs: Inputs, ctx: Context) -> StageResult:
                       config.exclude, config.batch, ctx.threads)  # fmt: skip
     out, table = ctx.workdir / "model.onnx", ctx.workdir / "quantize.json"
     report = quantize(
-        model, out, samples, options,
+        config.scheme, model, out, samples, options,
         lambda done: ctx.progress.update(done, config.calibration, "calibrating"),
+        device=ctx.device,
     )  # fmt: skip
     write_json(table, report.table())
     for line in report.warnings:

@@ -122,8 +122,8 @@ def test_within_one_precision_the_order_given_counts():
 def test_no_candidates_and_unknown_precisions_are_refused():
     with pytest.raises(ConfigError, match="at least one"):
         choose([], speeds(), 1.0)
-    with pytest.raises(ConfigError, match="int4"):
-        choose([candidate("x", "int4")], speeds(), 1.0)
+    with pytest.raises(ConfigError, match="int2"):
+        choose([candidate("x", "int2")], speeds(), 1.0)
 
 
 def rows(right, ids=None):

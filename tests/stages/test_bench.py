@@ -1,14 +1,16 @@
 import json
 
+import onnx
 import pytest
 from pydantic import ValidationError
 
-from compressor.core.errors import ConfigError, IntegrityError
+from compressor.core.errors import ConfigError, IntegrityError, MissingError
 from compressor.core.locks import MachineLock
 from compressor.runtime import bench, record
+from compressor.runtime.profile import optimized_graph
 from compressor.runtime.timing import feed_digest, interleave
 from compressor.stages.bench import BENCH, BenchConfig
-from tests.runtime import bundles
+from tests.runtime import bundles, nets
 
 TIMES = {"baseline": 4.0, "fp32": 1.0, "int8": 0.5}
 
@@ -77,6 +79,32 @@ def test_calibration_samples_are_fed_in_whole_batches(tmp_path):
         assert protocol.inputs == feed_digest(feed) != ""
         lengths.append(len(feed["x"]))
     assert lengths == [16, 48, 100]  # 64 samples: 16 batches, 16 batches, repeated to fill one
+
+
+def test_int8_on_cuda_is_flagged_with_what_it_would_cost(tmp_path):
+    given = inputs(tmp_path, data=True)
+    qdq = nets.qdq_convnet(tmp_path / "qdq.onnx", width=16)
+    given["candidates"] = (given["candidates"][0], bundles.artifact("int8", "onnx", qdq))
+    ctx = bundles.context(tmp_path, bundles.Stored(TIMES))
+    BENCH.run(BenchConfig(provider="cuda", memory=0), given, ctx)
+    flagged = [line for line in ctx.progress.lines if "on CUDA" in line]
+    assert len(flagged) == 1
+    assert flagged[0].startswith("int8: int8 on CUDA: 1 layers run in float32")
+    ctx = bundles.context(tmp_path, bundles.Stored(TIMES))
+    BENCH.run(BenchConfig(provider="cpu", memory=0), given, ctx)
+    assert not [line for line in ctx.progress.lines if "on CUDA" in line]
+
+
+def test_integer_operators_on_cuda_are_refused_before_anything_is_measured(tmp_path):
+    given = inputs(tmp_path, data=True)
+    qdq = nets.qdq_convnet(tmp_path / "qdq.onnx", width=16)
+    fused = tmp_path / "fused.onnx"
+    onnx.save(optimized_graph(qdq), fused)
+    given["candidates"] = (bundles.artifact("int8", "onnx", fused),)
+    stored = bundles.Stored(TIMES)
+    with pytest.raises(MissingError, match=r"int8 on CUDA: \d+ nodes .*QLinearConv.*fp16"):
+        BENCH.run(BenchConfig(provider="cuda", memory=0), given, bundles.context(tmp_path, stored))
+    assert stored.asked == []
 
 
 def test_unstable_cells_are_flagged_and_said(tmp_path):

@@ -100,10 +100,27 @@ def test_few_samples_are_warned_of(tmp_path, inputs):
     assert any("8 distinct samples" in line for line in ctx.progress.lines)
 
 
+@pytest.mark.parametrize(("scheme", "precision"), [("int4", "int4"), ("fp16", "fp16")])
+def test_other_schemes_write_a_model_and_the_same_metrics(tmp_path, inputs, scheme, precision):
+    config = QuantizeConfig(calibration=40, scheme=scheme)
+    names = ("sqnr", "agreement", "float_convs", "quantized")
+    result = check_stage(QUANTIZE, config, inputs, tmp_path, metrics=names)
+    assert metadata.read(result.outputs["model"])["compressor.precision"] == precision
+    table = json.loads(result.outputs["table"].read_text())
+    assert (table["scheme"], table["held_out"]) == (scheme, 40)
+    assert result.metrics["sqnr"].value > 15
+
+
+def test_dynamic_refuses_this_network_for_its_convolutions(tmp_path, inputs):
+    with pytest.raises(ConfigError, match="ConvInteger"):
+        QUANTIZE.run(QuantizeConfig(calibration=40, scheme="dynamic"), inputs,
+                     context(tmp_path / "work"))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"target": "x86"}, {"calibrator": "kl"}, {"calibration": 0}, {"weight_bits": 4},
-     {"placement": "measured"}, {"percentile": 101.0}],
+    [{"target": "x86"}, {"scheme": "int2"}, {"calibrator": "kl"}, {"calibration": 0},
+     {"weight_bits": 4}, {"placement": "measured"}, {"percentile": 101.0}],
 )  # fmt: skip
 def test_config_is_typed_at_the_door(wrong):
     with pytest.raises(ValidationError):
