@@ -229,6 +229,17 @@ def test_out_of_reach_is_exit_8_and_names_what_is_reachable(
     assert caught.value.exit_code == 8
 
 
+def test_a_sparsity_out_of_reach_is_said_before_fine_tuning(
+    alone: dict[str, Artifact], tmp_path: Path
+) -> None:
+    class Untrained(Silent):
+        def update(self, done: int, total: int, note: str = "") -> None:
+            raise AssertionError("training began")
+
+    with pytest.raises(TargetError, match=r"sparsity: 0\.99 is out of reach"):
+        PRUNE.run(weights_config(sparsity=0.99), alone, context(tmp_path, progress=Untrained()))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
