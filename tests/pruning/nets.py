@@ -78,6 +78,21 @@ class Squeeze(nn.Module):
         return self.head(nn.functional.hardswish(self.grow(y * scale)).mean((2, 3)))
 
 
+class SharedSlope(nn.Module):
+    """PReLU with one slope for all channels: nothing to cut there, and nothing to save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 16, 3, padding=1)
+        self.slope = nn.PReLU()
+        self.b = nn.Conv2d(16, 24, 3, padding=1)
+        self.other = nn.PReLU()
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.other(self.b(self.slope(self.a(x)))).mean((2, 3)))
+
+
 class Shuffle(nn.Module):
     """Channel shuffle between two convolutions: no trace of coupling sees it."""
 
@@ -168,6 +183,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (SmallResNet, (1, 8, 8)),
     "concat": (Concat, (1, 8, 8)),
     "squeeze": (Squeeze, (1, 8, 8)),
+    "shared slope": (SharedSlope, (1, 8, 8)),
     "resnet": (_small_resnet, (1, 16, 16)),
     "mobilenet": (_small_mobilenet, (1, 16, 16)),
     "lenet5": (_lenet, (1, 28, 28)),
