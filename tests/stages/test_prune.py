@@ -282,6 +282,38 @@ def test_fine_tuning_rewinds_the_learning_rate_by_default() -> None:
     assert tuned.lr == 1e-3
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": 2.0}, r"prune: temperature: .*in: \{teacher: \.\.\.\}, or leave it out"),
+        ({"kd_weight": 0.5}, "prune: kd_weight: "),
+        ({"kd_weight": 0.5, "ce_weight": 0.4}, "kd_weight, ce_weight: .*leave them out"),
+        ({"kd_weight": 0.0, "temperature": 2.0}, "prune: temperature: "),
+        ({"loss": "dist"}, "prune: loss: "),
+        ({"loss": "dkd", "nckd_weight": 2.0}, "prune: loss, nckd_weight: "),
+    ],
+)
+def test_words_to_a_teacher_that_is_not_there_are_refused(
+    changes: dict[str, Any], words: str, alone: dict[str, Artifact], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        PRUNE.run(config(**changes), alone, context(tmp_path))
+
+
+@pytest.mark.parametrize("changes", [{}, {"kd_weight": 0.0}, {"kd_weight": 0.9, "ce_weight": 0.1}])
+def test_defaults_say_nothing_to_a_teacher(changes: dict[str, Any]) -> None:
+    cfg = config(**changes)
+    assert cfg.ignored() == []
+    assert PruneConfig.model_validate_json(cfg.model_dump_json(), strict=True).ignored() == []
+
+
+def test_a_teacher_that_has_nothing_to_teach_is_refused(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"finetune: null .* teacher teacher would not be used"):
+        PRUNE.run(config(finetune=None), inputs, context(tmp_path))
+
+
 def test_another_dataset_is_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     for name in ("model", "teacher"):
         spec = inputs[name].spec
