@@ -158,6 +158,30 @@ def test_a_download_needs_a_folder() -> None:
         idx.fashion_mnist(None, download=True)
 
 
+def test_with_download_only_files_that_were_compared_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utils = pytest.importorskip("torchvision.datasets.utils")
+    fashion(tmp_path)  # plain files of unknown origin, which are preferred without download
+    fashion(tmp_path / "FashionMNIST" / "raw")
+    made = fashion(tmp_path / "served")
+    compared: list[str] = []
+
+    def fetch(url: str, root: str, filename: str, md5: str) -> None:
+        array = made[filename.removesuffix(".gz")]
+        if "images" in filename:
+            array = 255 - array
+        Path(root, filename).write_bytes(gzip.compress(idx_bytes(array)))
+        compared.append(filename)
+
+    monkeypatch.setattr(utils, "download_url", fetch)
+    raw = idx.fashion_mnist(tmp_path, download=True)
+    assert len(compared) == 4
+    want = 255 - made["train-images-idx3-ubyte"]
+    assert np.array_equal(raw.splits["train"].inputs["image"][:, 0], want)
+    assert np.array_equal(raw.splits["test"].labels, made["t10k-labels-idx1-ubyte"])
+
+
 # CIFAR-10
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
