@@ -24,7 +24,8 @@ from tests.training.conftest import make_data
 STUDENT = {"name": "resnet", "blocks": [1, 1], "widths": [8, 16]}
 TEACHER = {"name": "resnet", "blocks": [1, 1], "widths": [8, 8]}
 TUNE = {"epochs": 2, "batch_size": 16, "lr": 0.02, "augment": {"pad_crop": 1}}
-METRICS = ("macs_kept", "params_kept", "channels_removed", "zeros", "val_before_finetune")
+METRICS = ("macs_kept", "params_kept", "channels_removed", "zeros")
+BEFORE = "val_before_finetune"
 
 
 def config(**changes: Any) -> PruneConfig:
@@ -71,6 +72,24 @@ def test_prune_keeps_the_stage_contract(
     check_stage(PRUNE, cfg, inputs, tmp_path, metrics=METRICS)
 
 
+@pytest.mark.parametrize(
+    ("cfg", "there"),
+    [
+        (config(), True),
+        (weights_config(schedule="one_shot"), True),
+        (weights_config(finetune=None), True),
+        (weights_config(), False),
+    ],
+    ids=["channels", "one shot", "no fine-tuning", "cubic"],
+)
+def test_a_score_before_fine_tuning_is_that_of_something_pruned(
+    cfg: PruneConfig, there: bool, alone: dict[str, Artifact], tmp_path: Path
+) -> None:
+    metrics = PRUNE.run(cfg, alone, context(tmp_path)).metrics
+    assert (BEFORE in metrics) == there
+    assert set(METRICS) <= set(metrics)
+
+
 def test_channels_are_gone_from_the_checkpoint_and_the_metrics_say_how_many(
     alone: dict[str, Artifact], tmp_path: Path
 ) -> None:
@@ -80,7 +99,7 @@ def test_channels_are_gone_from_the_checkpoint_and_the_metrics_say_how_many(
     assert after.macs / before.macs == metrics["macs_kept"].value <= 0.6
     assert after.parameters / before.parameters == metrics["params_kept"].value < 1
     assert metrics["channels_removed"].value > 0
-    assert 0 <= metrics["val_before_finetune"].value <= 100
+    assert 0 <= metrics[BEFORE].value <= 100
     load(result, alone)
 
 
