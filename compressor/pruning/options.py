@@ -20,6 +20,7 @@ _ONLY = {
     "steps": "channels",
     "schedule": "weights",
 }
+_ADAMW_LR = 5e-4
 
 
 class FineTune(TrainOptions):
@@ -30,6 +31,14 @@ class FineTune(TrainOptions):
 
     epochs: int = Field(8, ge=0)
     lr: float = Field(0.05, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rewound_lr_of_optimizer(cls, values: Any) -> Any:
+        """Half of a usual peak for ``adamw`` too; made concrete, so that the key has it."""
+        if isinstance(values, dict) and values.get("optimizer") == "adamw":
+            return {"lr": _ADAMW_LR, **values}
+        return values
 
 
 class PruneOptions(DistillOptions):

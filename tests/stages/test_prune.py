@@ -298,7 +298,13 @@ def test_fine_tuning_rewinds_the_learning_rate_by_default() -> None:
     assert (cfg.finetune.lr, cfg.finetune.epochs) == (0.05, 8)
     tuned = PruneConfig.model_validate({"ratio": 0.5, "finetune": {"optimizer": "adamw"}}).finetune
     assert tuned is not None
-    assert tuned.lr == 1e-3
+    usual = TrainConfig.model_validate({"model": STUDENT, "optimizer": "adamw"})
+    assert tuned.lr == usual.lr / 2 == 5e-4
+    assert tuned.weight_decay == usual.weight_decay
+    given = {"ratio": 0.5, "finetune": {"optimizer": "adamw", "lr": 2e-3}}
+    tuned = PruneConfig.model_validate(given).finetune
+    assert tuned is not None
+    assert tuned.lr == 2e-3
 
 
 @pytest.mark.parametrize(
