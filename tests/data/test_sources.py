@@ -319,6 +319,34 @@ def test_images_of_unequal_size_are_refused_or_resized(folder: Path) -> None:
     assert x[6, 0, 0, 0] == 9
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright_and_sizes_come_from_headers(
+    tmp_path: Path, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow itself is the oracle for the pixels; nothing is decoded to know the size."""
+    pil, ops = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
+    from compressor.data import vision
+
+    exif = pil.Exif()
+    exif[0x0112] = orientation
+    stored = pil.fromarray(rng().integers(0, 256, (5, 4, 3), dtype=np.uint8))
+    (tmp_path / "a").mkdir()
+    for name in ("0.png", "1.png"):
+        stored.save(tmp_path / "a" / name, **({} if orientation == 1 else {"exif": exif}))
+    with pil.open(tmp_path / "a" / "0.png") as image:
+        upright = np.asarray(ops.exif_transpose(image))
+    got = image_folder(tmp_path).splits["all"].inputs["image"]
+    assert got.shape == ((2, 3, 5, 4) if orientation < 5 else (2, 3, 4, 5))
+    assert np.array_equal(got[1], upright.transpose(2, 0, 1))
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(pil.Image, "convert", refuse)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", refuse)
+    assert vision._common_size([tmp_path / "a" / "0.png"]) == upright.shape[:2]
+
+
 def test_what_is_no_image_folder_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="is not a folder"):
         image_folder(folder / "missing")
