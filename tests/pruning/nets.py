@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.models.lenet import lenet5
+from compressor.models.mlp import mlp
 from compressor.models.mobilenet import mobilenet
 from compressor.models.resnet import resnet
 
@@ -178,6 +179,14 @@ def _lenet() -> nn.Module:
     return lenet5(4, (1, 28, 28), widths=(16, 24), hidden=32)
 
 
+def _pooled_resnet() -> nn.Module:
+    return resnet(4, (1, 16, 16), widths=(8, 16), blocks=(1, 1), strides=(1, 2), stem="pool")
+
+
+def _mlp() -> nn.Module:
+    return mlp(4, (1, 8, 8), hidden=(48, 24))
+
+
 # Name to (network, shape of one sample).
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (SmallResNet, (1, 8, 8)),
@@ -187,6 +196,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet": (_small_resnet, (1, 16, 16)),
     "mobilenet": (_small_mobilenet, (1, 16, 16)),
     "lenet5": (_lenet, (1, 28, 28)),
+    "mlp": (_mlp, (1, 8, 8)),
+    "pooled stem": (_pooled_resnet, (1, 16, 16)),
 }
 TORCHVISION = {"resnet18": 64, "mobilenet_v2": 64, "squeezenet1_1": 64}
 
