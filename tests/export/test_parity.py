@@ -107,7 +107,7 @@ def linear(path: Path, weight: float, bias: float) -> Path:
     ("offset", "shift", "fails"),
     [
         (300.0, 0.0, False),
-        (300.0, 3e-4, True),  # of a deviation of 1: three times the limit
+        (300.0, 2e-4, True),  # of a deviation of 1: twice the limit
         (900.0, 6.1e-5, False),  # one rounding of 900
         (900.0, 6e-4, True),
         (0.0, 0.9e-4, False),
