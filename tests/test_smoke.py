@@ -73,8 +73,23 @@ def test_the_run_folder_is_complete(smoke: Smoke) -> None:
                 assert digest_path(smoke.latest / output.file) == output.digest
         for file in stage.predictions.values():
             assert (smoke.latest / file).is_file()
-    assert {"accuracy", "macs", "bytes"} <= set(found.stages[-1].metrics) | {"macs"}
     assert [g.verdict for g in found.gates] == ["PASS"]
+
+
+def test_what_is_counted_on_a_network_is_what_is_counted_on_its_file(smoke: Smoke) -> None:
+    """MACs and parameters, once from PyTorch's modules and once from the ONNX graph."""
+    found = results.load(smoke.latest)
+
+    def macs(name: str) -> float:
+        stage = found.stage(name)
+        assert stage is not None
+        assert {"accuracy", "macs", "parameters", "bytes"} <= set(stage.metrics)
+        return stage.metrics["macs"].value
+
+    assert macs("baseline") == macs("teacher")
+    assert macs("plain") == macs("student")
+    assert macs("fp32") == macs("pruned") <= 0.75 * macs("student")
+    assert macs("int8") == macs("fp32")
 
 
 def test_the_bundle_verifies_and_a_changed_byte_is_refused(smoke: Smoke, tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ from compressor.data.dataset import Array, Split, as_float, normalise
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _TABLE_CHANNELS = 8  # up to here, 256 table entries per channel beat float arithmetic
+# The variance of `_beta_table`'s weights is right within 0.3 % up to here, 3 % off at 8 and 12 % at
+# 10; usual values are 0.1 to 1 (Zhang 2018, arXiv 1710.09412).
+_MIXUP_MOST = 4.0
 _TOP, _LEFT, _FLIP, _PARTNER, _WEIGHT = range(5)  # which draw of a sample is used for what
 
 
@@ -33,7 +36,12 @@ class Augment(Config):
 
     pad_crop: int = Field(0, ge=0, description="zero pixels around an image, then a random window")
     flip: bool = Field(False, description="mirror left-right with probability one half")
-    mixup: float = Field(0.0, ge=0, description="Beta(a, a) mixing of two samples; 0 is off")
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        le=_MIXUP_MOST,
+        description="Beta(a, a) mixing of two samples, a 0 to 4; 0 is off",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +288,10 @@ def _scramble_int(value: int) -> int:
 
 
 def mixup_weight(random: NDArray[np.uint64], concentration: float) -> NDArray[np.float32]:
-    """Weights of the first sample, distributed as Beta(concentration, concentration)."""
+    """Weights of the first sample, distributed as Beta(concentration, concentration).
+
+    ``concentration`` is above 0 and at most 4, as :class:`Augment` allows.
+    """
     uniform = (random >> np.uint64(11)).astype(np.float64) * 2.0**-53
     cdf, root = _beta_table(concentration)
     lower = np.minimum(uniform, 1 - uniform)  # the density is symmetric about one half

@@ -43,16 +43,15 @@ def fashion_mnist(root: Path | None = None, download: bool = False) -> RawDatase
     Args:
         root: Folder of the four IDX files; None looks in ``COMPRESSOR_FASHION_MNIST``, then where
             Debian's package ``dataset-fashion-mnist`` puts them.
-        download: Fetch what is missing below ``root`` with torchvision, and compare checksums.
+        download: Fetch what is missing in ``root`` with torchvision, compare checksums, and read
+            the gzipped files that were compared, whatever else lies there.
 
     Raises:
         ConfigError: Files are missing or malformed.
         MissingError: ``download`` without torchvision.
         SystemFault: The download failed.
     """
-    if download:
-        _download(root)
-    files = fashion_mnist_files(root)
+    files = _downloaded(root) if download else fashion_mnist_files(root)
     splits = {}
     for k, name in enumerate(_FILES):
         images, labels = read_idx(files[2 * k], axes=3), read_idx(files[2 * k + 1], axes=1)
@@ -81,8 +80,11 @@ def fashion_mnist_files(root: Path | None = None) -> Sequence[Path]:
     return found
 
 
-def _download(root: Path | None) -> None:
-    """Fetch the files that are missing or damaged below ``root``; checksums are torchvision's."""
+def _downloaded(root: Path | None) -> Sequence[Path]:
+    """The four ``.gz`` files in ``root``, in the order of ``fashion_mnist_files``.
+
+    Those that are missing or damaged are fetched; the checksums are torchvision's.
+    """
     if root is None:
         raise ConfigError("dataset fashion_mnist: download: true needs root, a folder to fill")
     require(["torchvision"], "train", "dataset fashion_mnist with download: true")
@@ -101,6 +103,7 @@ def _download(root: Path | None) -> None:
                 f"dataset fashion_mnist: cannot fetch into {root}: {'; '.join(errors)}; check the "
                 f"network, or copy the files there by hand"
             )
+    return [root / f"{name}.gz" for pair in _FILES.values() for name in pair]
 
 
 def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:

@@ -37,7 +37,8 @@ def prepare(
         seed: Root of all choices; equal arguments give equal bytes.
         val: Fraction of train that becomes val, where the dataset has no val of its own.
         test: Fraction that becomes test, where the dataset has no test of its own.
-        calibration: Samples of train that are copied for calibration.
+        calibration: Samples of train that are copied for calibration, classes mixed: whoever
+            reads only the first of them still sees every class.
         limit: At most this many samples in each of train, val and test.
         train_limit: As ``limit``, for train alone.
 
@@ -58,7 +59,8 @@ def prepare(
     hashes = {name: cut.content_hashes(s.inputs, len(s)) for name, s in parts.items()}
     parts = {name: replace(s, ids=cut.unique_ids(hashes[name])) for name, s in parts.items()}
     train = parts["train"]
-    chosen = cut.pick(_strata(raw, train), calibration, seed, cut.CALIBRATION)
+    sample = train.take(cut.pick(_strata(raw, train), calibration, seed, cut.CALIBRATION))
+    sample = sample.take(cut.blend(_strata(raw, sample), seed, cut.CALIBRATION_ORDER))
     seen = np.concatenate([hashes["train"], hashes["val"]])
     return save(
         folder,
@@ -66,7 +68,7 @@ def prepare(
         task=raw.task,
         classes=raw.classes,
         inputs={name: _measured(spec, train.inputs[name]) for name, spec in raw.inputs.items()},
-        splits={**parts, "calibration": train.take(chosen)},
+        splits={**parts, "calibration": sample},
         duplicates={
             "train_test": int(np.isin(hashes["test"], seen).sum()),
             "within_train": int((cut.repeats(hashes["train"]) > 0).sum()),

@@ -15,7 +15,9 @@ from compressor.data.dataset import Array
 Index = NDArray[np.int64]
 
 # Independent random streams of one seed; far from the epochs that `batches.order` uses as keys.
-TEST, VAL, CALIBRATION, LIMIT_TRAIN, LIMIT_VAL, LIMIT_TEST = (2**63 + k for k in range(6))
+TEST, VAL, CALIBRATION, LIMIT_TRAIN, LIMIT_VAL, LIMIT_TEST, CALIBRATION_ORDER, PARITY = (
+    2**63 + k for k in range(8)
+)
 
 
 def part(n: int, fraction: float) -> int:
@@ -42,12 +44,40 @@ def pick(strata: Index, k: int, seed: int, stream: int) -> Index:
     shares, remainders = np.divmod(k * sizes, n)
     largest = np.argsort(-remainders, kind="stable")[: k - int(shares.sum())]
     shares[largest] += 1
-    key = np.array([seed & (2**64 - 1), stream], dtype=np.uint64)
-    shuffled = np.random.Generator(np.random.Philox(key=key)).permutation(n)
-    grouped = shuffled[np.argsort(strata[shuffled], kind="stable")]
-    first = np.cumsum(sizes) - sizes  # where each stratum begins in `grouped`
-    rank = np.arange(n) - np.repeat(first, sizes)
+    grouped, rank = _grouped(strata, _shuffled(n, seed, stream))
     return np.sort(grouped[rank < np.repeat(shares, sizes)])
+
+
+def blend(strata: Index, seed: int, stream: int) -> Index:
+    """A random order of which every beginning holds the strata in about their shares.
+
+    Args:
+        strata: ``[n]``, the stratum (class) of each sample, from 0 on.
+        seed: Root of randomness.
+        stream: Which of the independent choices of this seed.
+
+    Returns:
+        ``[n]``, a permutation: the sample of rank r in a stratum of s comes at (r + 1/2) / s of
+        the way, samples at the same place in random order.
+    """
+    shuffled = _shuffled(len(strata), seed, stream)
+    grouped, rank = _grouped(strata, shuffled)
+    place = np.empty(len(strata))
+    place[grouped] = (rank + 0.5) / np.bincount(strata)[strata[grouped]]
+    return shuffled[np.argsort(place[shuffled], kind="stable")]
+
+
+def _shuffled(n: int, seed: int, stream: int) -> Index:
+    key = np.array([seed & (2**64 - 1), stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(n)
+
+
+def _grouped(strata: Index, shuffled: Index) -> tuple[Index, Index]:
+    """The shuffled positions stratum by stratum, and the rank of each within its stratum."""
+    grouped = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    sizes = np.bincount(strata)
+    first = np.cumsum(sizes) - sizes  # where each stratum begins in `grouped`
+    return grouped, np.arange(len(strata)) - np.repeat(first, sizes)
 
 
 def rest(n: int, picked: Index) -> Index:

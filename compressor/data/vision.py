@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ _RECORD = 1 + 3 * 32 * 32
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _SPLIT_FOLDERS = frozenset({"train", "val", "test"})
 _DEEP = ("I", "F")  # Pillow's modes of more than 8 bits begin so
+_ORIENTATION = 0x0112  # EXIF's tag
 
 
 def cifar10(root: Path, download: bool = False) -> RawDataset:
@@ -151,7 +153,7 @@ def image_folder(
     shape = size or _common_size([f for rows in files.values() for f, _ in rows])
     splits = {
         name: Split(
-            {"image": _pixels([f for f, _ in rows], channels, shape)},
+            {"image": _pixels([f for f, _ in rows], channels, shape, size is not None)},
             np.array([label for _, label in rows], dtype=np.int64),
         )
         for name, rows in files.items()
@@ -206,23 +208,29 @@ def _labelled(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     return rows
 
 
-def _opened(files: Sequence[Path]) -> Iterator[tuple[Path, Image.Image]]:
-    """Each file with its image, upright; closed afterwards."""
-    from PIL import Image, ImageOps
+@contextlib.contextmanager
+def _image(file: Path) -> Iterator[Image.Image]:
+    """The image as stored, not yet decoded. Raises ConfigError, for the body's decoding too."""
+    from PIL import Image
 
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                yield file, ImageOps.exif_transpose(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ConfigError(f"{file}: not a readable image ({error})") from error
+    try:
+        with Image.open(file) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigError(f"{file}: not a readable image ({error})") from error
 
 
 def _common_size(files: Sequence[Path]) -> tuple[int, int]:
-    """Height and width of all images; headers only, so that nothing large is unpacked."""
+    """Height and width of all images, upright; from headers, so that nothing is decoded twice."""
+    from PIL import Image
+
     first: tuple[Path, tuple[int, int]] | None = None
-    for file, image in _opened(files):
-        size = (image.height, image.width)
+    for file in files:
+        with _image(file) as image:
+            # From 5 on, a camera's orientation turns the image by a quarter (EXIF 2.32, 0x0112).
+            # The base class's getexif, since that of PNG decodes the whole image to look for more.
+            turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in range(5, 9)
+            size = (image.width, image.height) if turned else (image.height, image.width)
         if first is None:
             first = (file, size)
         elif size != first[1]:
@@ -235,20 +243,32 @@ def _common_size(files: Sequence[Path]) -> tuple[int, int]:
     return first[1]
 
 
-def _pixels(files: Sequence[Path], channels: int, size: tuple[int, int]) -> Array:
+def _pixels(files: Sequence[Path], channels: int, size: tuple[int, int], resize: bool) -> Array:
     """``[n, channels, *size]`` uint8."""
-    out = np.empty((len(files), channels, *size), dtype=np.uint8)
     from PIL import Image
 
-    for k, (file, image) in enumerate(_opened(files)):
-        if image.mode.startswith(_DEEP):
-            raise ConfigError(
-                f"{file}: mode {image.mode} has more than 8 bits per channel; convert it, or use "
-                "dataset arrays with floats"
-            )
-        flat = image.convert("RGB" if channels == 3 else "L")
-        if flat.size != size[::-1]:
-            flat = flat.resize(size[::-1], Image.Resampling.BILINEAR)
+    out = np.empty((len(files), channels, *size), dtype=np.uint8)
+    for k, file in enumerate(files):
+        with _image(file) as image:
+            flat = _upright(file, image, "RGB" if channels == 3 else "L")
+            if flat.size != size[::-1]:
+                if not resize:  # a PNG whose orientation comes after its pixels
+                    raise ConfigError(
+                        f"{file}: decoded, it is {flat.height} x {flat.width}, its header said "
+                        f"{size[0]} x {size[1]} (height x width); store it upright, or set size"
+                    )
+                flat = flat.resize(size[::-1], Image.Resampling.BILINEAR)
         pixels = np.asarray(flat)
         out[k] = pixels.transpose(2, 0, 1) if channels == 3 else pixels
     return out
+
+
+def _upright(file: Path, image: Image.Image, mode: str) -> Image.Image:
+    from PIL import ImageOps
+
+    if image.mode.startswith(_DEEP):
+        raise ConfigError(
+            f"{file}: mode {image.mode} has more than 8 bits per channel; convert it, or use "
+            "dataset arrays with floats"
+        )
+    return ImageOps.exif_transpose(image).convert(mode)

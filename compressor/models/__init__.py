@@ -5,6 +5,7 @@ Importing this package loads no torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from compressor.core.types import ModelSpec
@@ -16,8 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["MODELS", "ModelConfig", "build", "model_spec"]
 
 
-def build(spec: ModelSpec, where: str = "model", *, seed: int | None = None) -> nn.Module:
+def build(
+    spec: ModelSpec,
+    where: str = "model",
+    *,
+    seed: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> nn.Module:
     """A fresh network; see :func:`compressor.models.construct.build`."""
     from compressor.models.construct import build as construct
 
-    return construct(spec, where, seed=seed)
+    return construct(spec, where, seed=seed, say=say)

@@ -23,7 +23,13 @@ _NEIGHBOURS = 1e-5
 _BATCH_SIZE = 1e-3
 
 
-def build(spec: ModelSpec, where: str = "model", *, seed: int | None = None) -> nn.Module:
+def build(
+    spec: ModelSpec,
+    where: str = "model",
+    *,
+    seed: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> nn.Module:
     """A fresh network on the CPU in training mode, with ``spec``'s weights if it names any.
 
     Args:
@@ -31,6 +37,7 @@ def build(spec: ModelSpec, where: str = "model", *, seed: int | None = None) -> 
         where: Config key for error messages.
         seed: Seeds the initialisation; torch's global generator is then left as it was. None
             draws from that generator.
+        say: Is told which tensors the file of weights did not give.
 
     Raises:
         ConfigError: The arguments do not fit the function, or the network does not map
@@ -39,7 +46,7 @@ def build(spec: ModelSpec, where: str = "model", *, seed: int | None = None) -> 
         IntegrityError: The weights file is not the one that was named.
     """
     model = create(spec, where, seed=seed)
-    load_weights_(model, spec, where)
+    load_weights_(model, spec, where, say)
     check(model, spec, where)
     return model
 

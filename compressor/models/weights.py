@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -17,11 +18,17 @@ from compressor.core.types import ModelSpec
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
-def load_weights_(model: nn.Module, spec: ModelSpec, where: str = "model") -> None:
+def load_weights_(
+    model: nn.Module,
+    spec: ModelSpec,
+    where: str = "model",
+    say: Callable[[str], None] | None = None,
+) -> None:
     """Load the file that ``spec.arguments`` names as ``weights``, if any, into ``model``.
 
     A tensor of the classifier whose first dimension is another number of classes keeps its fresh
-    initialisation: that is how one starts from ImageNet.
+    initialisation: that is how one starts from ImageNet. ``say`` is told which these are, because
+    a layer inside that happens to be as wide as there are classes looks the same.
 
     Raises:
         ConfigError: No such file, or weights of another network.
@@ -44,9 +51,13 @@ def load_weights_(model: nn.Module, spec: ModelSpec, where: str = "model") -> No
                 if keys
             )
         )
+    fresh = []
     fitting = model.state_dict()  # with the versions that some modules ask for
     for key, value in stored.items():
-        if key not in own or _is_head(own[key], value, spec):
+        if key not in own:
+            continue
+        if _is_head(own[key], value, spec):
+            fresh.append(f"{key} {list(own[key].shape)} (the file has {list(value.shape)})")
             continue
         if own[key].shape != value.shape:
             raise ConfigError(
@@ -55,6 +66,8 @@ def load_weights_(model: nn.Module, spec: ModelSpec, where: str = "model") -> No
             )
         fitting[key] = value
     model.load_state_dict(fitting)
+    if fresh and say is not None:
+        say(f"{where}: not taken from {name}, trained from fresh values: {', '.join(fresh)}")
 
 
 def _read(path: Path, sha256: object, where: str) -> dict[str, Tensor]:

@@ -55,8 +55,10 @@ def prune_(
         ``macs_kept`` and ``params_kept`` (fractions), ``channels_removed``, ``zeros`` (% of the
         weights of convolutions and linear layers; ONNX Runtime multiplies by zeros like by any
         number, so they cost no less time, see ``zstd_bytes``), and ``val_before_finetune``: the
-        score right after surgery and recalibration. That one is expected to be poor, often near
-        chance, and says nothing about the score after fine-tuning: never gate on it.
+        score after pruning and recalibration, before fine-tuning. That one is expected to be poor,
+        often near chance, and says nothing about the score after fine-tuning: never gate on it.
+        It is left out where fine-tuning does the pruning (``method: weights`` with
+        ``schedule: cubic``), since there is nothing pruned to measure before.
 
     Raises:
         TargetError: Out of reach, or nothing could be pruned.
@@ -65,18 +67,21 @@ def prune_(
     """
     macs, parameters = cost.macs(model, spec), cost.parameters(model)
     task = find_task(spec.task)
+    before: float | None
     if options.method == "channels":
         removed, before = _channels_(model, data, spec, options, ctx, loss)
     else:
         removed, before = 0, _weights_(model, data, spec, options, ctx, loss)
     model.eval()
-    return {
+    metrics = {
         "macs_kept": Metric(cost.macs(model, spec) / macs if macs else 1.0, "x", "lower"),
         "params_kept": Metric(cost.parameters(model) / parameters, "x", "lower"),
         "channels_removed": Metric(float(removed), "count", "higher"),
         "zeros": Metric(100 * zero_fraction(model), "%", "higher"),
-        "val_before_finetune": Metric(before, task.unit, task.better),
     }
+    if before is not None:
+        metrics["val_before_finetune"] = Metric(before, task.unit, task.better)
+    return metrics
 
 
 def _channels_(
@@ -116,7 +121,8 @@ def _channels_(
             continue
         _same_surgery(cut, ctx.resume / f"surgery{turn}.json")
         removed += sum(a - b for a, b in cut.widths.values())
-        before = _recalibrated(model, data, spec, options, ctx)
+        _recalibrate_(model, data, options, ctx)
+        before = _score(model, data, spec, ctx)
         if options.finetune is not None:
             fit_(model, data, spec, options.finetune, ctx, loss=loss, label=f"finetune{turn}")
     return removed, _score(model, data, spec, ctx) if before is None else before
@@ -129,8 +135,8 @@ def _weights_(
     options: PruneOptions,
     ctx: Context,
     loss: LossFunction | None,
-) -> float:
-    """Mask and fine-tune. Returns the score before fine-tuning."""
+) -> float | None:
+    """Mask and fine-tune. Returns the score in between; None if masks grow while tuning."""
     _, sparsity = options.target
     if sparsity == 0:
         ctx.progress.say("prune: sparsity 0, nothing to do")
@@ -138,8 +144,10 @@ def _weights_(
     tuned = options.finetune
     total = total_steps(data, tuned) if tuned is not None else 0
     spared = ends(model, example_inputs(spec, 1)) if options.scope == "local" else set()
-    masks = Masks(model, ramp(options.schedule, sparsity, total), options.scope, spared)
-    before = _recalibrated(model, data, spec, options, ctx)
+    plan = ramp(options.schedule, sparsity, total)
+    masks = Masks(model, plan, options.scope, spared)
+    _recalibrate_(model, data, options, ctx)
+    before = _score(model, data, spec, ctx) if plan.end == 0 else None
     if tuned is not None:
         fit_(
             model, data, spec, tuned, ctx, loss=loss,
@@ -153,10 +161,8 @@ def _weights_(
     return before
 
 
-def _recalibrated(
-    model: nn.Module, data: Dataset, spec: ModelSpec, options: PruneOptions, ctx: Context
-) -> float:
-    """New normalisation statistics; the score with them."""
+def _recalibrate_(model: nn.Module, data: Dataset, options: PruneOptions, ctx: Context) -> None:
+    """New normalisation statistics."""
     tuned = options.finetune
     recalibrate_(
         model,
@@ -166,7 +172,6 @@ def _recalibrated(
         seed=ctx.seed,
         device=ctx.device,
     )
-    return _score(model, data, spec, ctx)
 
 
 def _score(model: nn.Module, data: Dataset, spec: ModelSpec, ctx: Context) -> float:

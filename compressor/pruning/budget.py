@@ -28,6 +28,7 @@ class LayerCost:
         groups: Convolution groups; they never change here.
         per_output: Parameters per output besides the weights: bias, gamma, beta.
         single: Inputs and outputs are the same channels.
+        fixed: Parameters that stay whatever the widths: a slope that all channels share.
     """
 
     inputs: int
@@ -37,6 +38,7 @@ class LayerCost:
     groups: int
     per_output: int
     single: bool
+    fixed: int = 0
 
     @property
     def weights(self) -> int:
@@ -51,8 +53,8 @@ class LayerCost:
 
     @property
     def parameters(self) -> int:
-        """Weights, biases and what a normalisation learns."""
-        return self.weights + self.outputs * self.per_output
+        """Weights, biases, slopes and what a normalisation learns."""
+        return self.weights + self.outputs * self.per_output + self.fixed
 
 
 class Budget:
@@ -136,6 +138,8 @@ def _recorder(used: dict[str, int], name: str) -> Any:
 
 
 def _layer(module: Any, positions: int) -> LayerCost:
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return LayerCost(1, 1, 0, 0, 1, 0, True, fixed=1)
     if isinstance(module, (*NORMS, nn.PReLU)):
         width = axis_length(module, "out")
         per_output = sum(p.numel() for p in module.parameters(recurse=False)) // width

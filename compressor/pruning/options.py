@@ -20,6 +20,7 @@ _ONLY = {
     "steps": "channels",
     "schedule": "weights",
 }
+_ADAMW_LR = 5e-4
 
 
 class FineTune(TrainOptions):
@@ -30,6 +31,14 @@ class FineTune(TrainOptions):
 
     epochs: int = Field(8, ge=0)
     lr: float = Field(0.05, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rewound_lr_of_optimizer(cls, values: Any) -> Any:
+        """Half of a usual peak for ``adamw`` too; made concrete, so that the key has it."""
+        if isinstance(values, dict) and values.get("optimizer") == "adamw":
+            return {"lr": _ADAMW_LR, **values}
+        return values
 
 
 class PruneOptions(DistillOptions):
@@ -106,3 +115,22 @@ class PruneOptions(DistillOptions):
         """Name and value of the one target that is given."""
         names = _TARGETS[self.method]
         return next((n, v) for n in names if (v := getattr(self, n)) is not None)
+
+    def ignored(self) -> list[str]:
+        """Options that speak to a teacher and differ from their defaults: lost without one.
+
+        ``kd_weight: 0`` is not lost, as it asks for no teacher.
+        """
+        plain = DistillOptions.model_validate(
+            {"loss": self.loss, **({} if self.kd_weight else {"kd_weight": 0.0})}
+        )
+        found = [] if self.loss == "kd" else ["loss"]
+        # ce_weight follows kd_weight unless it is given.
+        follows = DistillOptions.model_validate({"loss": self.loss, "kd_weight": self.kd_weight})
+        for name, usual in (
+            ("temperature", plain), ("kd_weight", plain), ("ce_weight", follows),
+            ("nckd_weight", plain),
+        ):  # fmt: skip
+            if getattr(self, name) != getattr(usual, name):
+                found.append(name)
+        return found

@@ -151,6 +151,9 @@ class Masks:
             ramp: When and how much.
             scope: As for :func:`masks`.
             spared: Weight names that are never zeroed.
+
+        Raises:
+            TargetError: The ramp ends above what can be zeroed: said now, not at its end.
         """
         self._model, self._ramp, self._scope = model, ramp, scope
         spared = spared or set()
@@ -161,6 +164,7 @@ class Masks:
                 "use scope: global"
             )
         parameters = dict(model.named_parameters())
+        masks(self._weights(), ramp.final, scope)
         self.state = {n: torch.ones_like(parameters[n], dtype=torch.bool) for n in self._names}
         self.after_step(0)
 

@@ -56,18 +56,21 @@ def feed(stored: Mapping[str, NDArray[Any]], batch: int) -> dict[str, NDArray[An
 
 def memories(
     models: Mapping[str, Path], protocol: TimingProtocol, repeats: int
-) -> dict[str, MemoryRow]:
-    """Load time and memory of each model in fresh processes; empty without repeats."""
+) -> tuple[dict[str, MemoryRow], str]:
+    """Load time and memory of each model in fresh processes; empty without repeats.
+
+    The second value says who else used the machine meanwhile, or is empty.
+    """
     if repeats == 0:
-        return {}
+        return {}, ""
     rows = {}
-    with MACHINE.alone():
+    with MACHINE.alone() as holder:
         for name, path in models.items():
             found = memory.measure(
                 path, protocol.provider, protocol.threads, protocol.batch, repeats
             )
             rows[name] = MemoryRow(found.load_ms, found.peak_mb, found.first_run_ms, found.base_mb)
-    return rows
+    return rows, holder
 
 
 def sizes(models: Mapping[str, Path]) -> dict[str, SizeRow]:
@@ -89,4 +92,6 @@ def lines(record: Record) -> list[str]:
         found.append(f"{name}: p50 {row.p50:.4g} ms{'' if name == record.baseline else speed}")
     again = "stored as it is; --rebench measures again"
     found += [f"unstable: {one.note}; {again}" for one in record.cells if one.unstable]
+    if record.memory_note:
+        found.append(f"load times are not to be trusted: {record.memory_note}; {again}")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 _FP16_MAX = 65504.0
+# What NumPy and zipfile raise on files that are no .npz, or damaged, encrypted or packed by a
+# method that this Python cannot unpack (RuntimeError). A plain .npy is a TypeError.
+_UNREADABLE = (
+    OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -147,7 +154,7 @@ def load_feed(path: Path) -> dict[str, Array]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             feed = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ConfigError(f"{path}: not an .npz of plain arrays ({error})") from error
     lengths = {name: len(array) if array.ndim else 0 for name, array in feed.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
@@ -196,7 +203,7 @@ def load(path: Path) -> Predictions:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             a = {name: archive[name] for name in ("ids", "labels", "predicted", "outputs")}
             name = bytes(archive["name"]).decode()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, *_UNREADABLE) as error:
         raise IntegrityError(f"{path}: not a predictions file: {error}") from error
     found = Predictions(a["ids"], a["labels"], a["predicted"], a["outputs"], name)
     lengths = {len(found.ids), len(found.labels), len(found.predicted), len(found.outputs)}

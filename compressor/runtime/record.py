@@ -87,6 +87,7 @@ class Record:
         primary: Index of the cell whose numbers have the short metric names.
         cells: One per combination of threads and batch.
         memory: By model; empty if it was not asked for.
+        memory_note: Who else used the machine while ``memory`` was measured, or empty.
         size: By model.
         schema: Version.
     """
@@ -98,6 +99,7 @@ class Record:
     cells: tuple[Cell, ...]
     memory: Mapping[str, MemoryRow] = field(default_factory=dict)
     size: Mapping[str, SizeRow] = field(default_factory=dict)
+    memory_note: str = ""
     schema: int = SCHEMA
 
     @property

@@ -84,9 +84,9 @@ def run(config: BenchConfig, inputs: Inputs, ctx: Context) -> StageResult:
         fed = bench.feed(stored, protocol.batch)
         timing = ctx.timings.measure(files, replace(protocol, inputs=feed_digest(fed)), fed)
         cells.append(record.cell(timing, first.name, reference, digests))
-    memory = bench.memories(files, plan[0], config.memory)
+    memory, note = bench.memories(files, plan[0], config.memory)
     found = record.Record(machine(), first.name, reference, 0, tuple(cells), memory,
-                          bench.sizes(files))  # fmt: skip
+                          bench.sizes(files), note)  # fmt: skip
     path = ctx.workdir / "timings.json"
     record.save(path, found)
     for line in bench.lines(found):

@@ -70,6 +70,10 @@ def run(config: BundleConfig, inputs: Inputs, ctx: Context) -> StageResult:
         inputs=data.inputs, dataset=(data.name, data.fingerprint), record=timings, golden=golden,
     ))  # fmt: skip
     copy(files[choice.name], model)
+    if not golden.clear:
+        ctx.progress.say(f"golden samples: the two best classes of one are {golden.margin:.3g} "
+                         f"apart, where outputs may move by {golden.noise:.3g}; another CPU may "
+                         "predict the other")  # fmt: skip
     for line in (*choice.reasons, shipping.verdict(choice, timings)):
         ctx.progress.say(line)
     metrics = shipping.metrics(choice, by_name[choice.name], timings, judged)

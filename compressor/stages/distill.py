@@ -67,7 +67,7 @@ def distill(cfg: DistillConfig, inputs: Inputs, ctx: Context) -> StageResult:
             f"dataset {data.name}; train it on the same data stage"
         )
     teacher = checkpoint.load(artifact.path, taught)
-    student = build(network, "distill.model", seed=ctx.seed)
+    student = build(network, "distill.model", seed=ctx.seed, say=ctx.progress.say)
     loss = distillation.distillation(
         teacher, cfg, task=data.task, label_smoothing=cfg.label_smoothing
     )

@@ -59,7 +59,7 @@ def run(config: ExportConfig, inputs: Inputs, ctx: Context) -> StageResult:
     spec = source.spec
     model = checkpoint.load(source.path, spec)
     data = dataset.load(one(inputs, "data").path)
-    samples = _samples(data, config.parity_samples)
+    samples = _samples(data, config.parity_samples, ctx.seed)
     facts = {
         metadata.VERSION: version("compressor"),
         metadata.SOURCE: source.digest,
@@ -82,14 +82,20 @@ def run(config: ExportConfig, inputs: Inputs, ctx: Context) -> StageResult:
     return StageResult({"model": path}, metrics)
 
 
-def _samples(data: Dataset, count: int) -> Mapping[str, Any]:
+def _samples(data: Dataset, count: int, seed: int) -> Mapping[str, Any]:
     """The first ``count`` calibration samples, or training samples where those are too few."""
-    name = "calibration" if data.counts.get("calibration", 0) >= count else "train"
-    split = data.split(name)
+    import numpy as np
+
+    from compressor.data import splits
+
+    if data.counts.get("calibration", 0) >= count:
+        return {k: a[:count] for k, a in data.split("calibration").inputs.items()}
+    split = data.split("train")
     if len(split) < count:
         raise ConfigError(f"parity_samples: {count}, but {data.name} has only {len(split)} "
                           "training samples; the comparison needs at least 64")  # fmt: skip
-    return {key: array[:count] for key, array in split.inputs.items()}
+    strata = np.asarray(split.labels) if data.classes else np.zeros(len(split), dtype=np.int64)
+    return split.take(splits.pick(strata, count, seed, splits.PARITY)).inputs
 
 
 EXPORT = Stage(

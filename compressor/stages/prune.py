@@ -8,6 +8,7 @@ from compressor.core.errors import ConfigError, IntegrityError
 from compressor.core.types import (
     CHECKPOINT,
     DATASET,
+    Artifact,
     Context,
     Inputs,
     ModelSpec,
@@ -36,13 +37,13 @@ def prune(cfg: PruneConfig, inputs: Inputs, ctx: Context) -> StageResult:
     from compressor.training.distillation import check, distillation
     from compressor.training.tensors import threads
 
-    artifact = one(inputs, "model")
+    artifact, taught = one(inputs, "model"), maybe(inputs, "teacher")
+    _heard(cfg, taught)
     data = dataset.load(one(inputs, "data").path)
     spec = _spec(artifact.spec, artifact.name)
     _same_data(spec, artifact.name, data)
     model = checkpoint.load(artifact.path, spec)
     loss = None
-    taught = maybe(inputs, "teacher")
     if taught is not None and cfg.finetune is not None:
         teaching = _spec(taught.spec, taught.name)
         _same_data(teaching, taught.name, data)
@@ -62,6 +63,21 @@ def _spec(spec: ModelSpec | None, name: str) -> ModelSpec:
     if spec is None:
         raise IntegrityError(f"prune: {name} has no record of its network; run its stage again")
     return spec
+
+
+def _heard(cfg: PruneConfig, teacher: Artifact | None) -> None:
+    """Raise ConfigError for a teacher without say, and for words to a teacher that is not there."""
+    if teacher is not None and cfg.finetune is None:
+        raise ConfigError(
+            f"prune: finetune: null does not train, so teacher {teacher.name} would not be used; "
+            "give finetune, or leave the input teacher out"
+        )
+    ignored = cfg.ignored()
+    if teacher is None and ignored:
+        raise ConfigError(
+            f"prune: {', '.join(ignored)}: nothing to do without a teacher; add it to the stage, "
+            f"in: {{teacher: ...}}, or leave {'them' if len(ignored) > 1 else 'it'} out"
+        )
 
 
 def _same_data(spec: ModelSpec, name: str, data: Dataset) -> None:

@@ -57,7 +57,7 @@ def train(cfg: TrainConfig, inputs: Inputs, ctx: Context) -> StageResult:
 
     data = dataset.load(one(inputs, "data").path)
     network = model_spec(cfg.model, data)
-    model = build(network, "train.model", seed=ctx.seed)
+    model = build(network, "train.model", seed=ctx.seed, say=ctx.progress.say)
     fit = fit_(model, data, network, cfg, ctx)
     path = checkpoint.save(ctx.workdir / "model", model, network)
     return StageResult({"model": path}, fit.metrics(find_task(data.task)))

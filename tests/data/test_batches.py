@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressor.core.config import Invalid, validate
 from compressor.core.errors import ConfigError
 from compressor.core.types import InputSpec
 from compressor.data.batches import (
@@ -192,6 +193,15 @@ def test_mixup_weights_have_the_moments_of_the_beta_distribution(a: float) -> No
     assert w.max() <= 1
     assert w.mean() == pytest.approx(0.5, abs=0.01)
     assert w.var() == pytest.approx(1 / (4 * (2 * a + 1)), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [(4.1, "mixup: got 4.1; needs at most 4"), (-0.1, "needs at least 0")]
+)
+def test_mixup_outside_of_its_range_is_refused_with_the_bound(given: float, words: str) -> None:
+    assert validate(Augment, {"mixup": 4.0}).mixup == 4
+    with pytest.raises(Invalid, match=words):
+        validate(Augment, {"mixup": given})
 
 
 def test_draws_of_different_coordinates_do_not_coincide() -> None:

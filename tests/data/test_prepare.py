@@ -51,6 +51,19 @@ def test_train_val_and_test_are_a_partition_and_calibration_is_from_train(tmp_pa
         assert counts.max() - counts.min() <= 1 + (n % 3 > 0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_tenth_of_calibration_holds_every_class_of_sorted_data(
+    tmp_path: Path, seed: int
+) -> None:
+    whole = images(600)
+    whole.labels.sort()
+    data = made(tmp_path, raw(splits={"all": whole}), calibration=120, seed=seed)
+    labels = data.split("calibration").labels
+    assert np.bincount(labels[:12]).tolist() == [4, 4, 4]
+    assert np.bincount(labels).tolist() == [40, 40, 40]
+    assert labels[:9].tolist() != sorted(labels[:9])  # nor do the classes take turns
+
+
 def test_labels_and_ids_stay_with_their_samples(tmp_path: Path) -> None:
     data = made(tmp_path)
     source = images(90)

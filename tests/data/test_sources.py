@@ -158,6 +158,30 @@ def test_a_download_needs_a_folder() -> None:
         idx.fashion_mnist(None, download=True)
 
 
+def test_with_download_only_files_that_were_compared_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utils = pytest.importorskip("torchvision.datasets.utils")
+    fashion(tmp_path)  # plain files of unknown origin, which are preferred without download
+    fashion(tmp_path / "FashionMNIST" / "raw")
+    made = fashion(tmp_path / "served")
+    compared: list[str] = []
+
+    def fetch(url: str, root: str, filename: str, md5: str) -> None:
+        array = made[filename.removesuffix(".gz")]
+        if "images" in filename:
+            array = 255 - array
+        Path(root, filename).write_bytes(gzip.compress(idx_bytes(array)))
+        compared.append(filename)
+
+    monkeypatch.setattr(utils, "download_url", fetch)
+    raw = idx.fashion_mnist(tmp_path, download=True)
+    assert len(compared) == 4
+    want = 255 - made["train-images-idx3-ubyte"]
+    assert np.array_equal(raw.splits["train"].inputs["image"][:, 0], want)
+    assert np.array_equal(raw.splits["test"].labels, made["t10k-labels-idx1-ubyte"])
+
+
 # CIFAR-10
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -293,6 +317,34 @@ def test_images_of_unequal_size_are_refused_or_resized(folder: Path) -> None:
     x = image_folder(folder, size=(8, 6)).splits["all"].inputs["image"]
     assert x.shape == (7, 3, 8, 6)
     assert x[6, 0, 0, 0] == 9
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright_and_sizes_come_from_headers(
+    tmp_path: Path, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow itself is the oracle for the pixels; nothing is decoded to know the size."""
+    pil, ops = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
+    from compressor.data import vision
+
+    exif = pil.Exif()
+    exif[0x0112] = orientation
+    stored = pil.fromarray(rng().integers(0, 256, (5, 4, 3), dtype=np.uint8))
+    (tmp_path / "a").mkdir()
+    for name in ("0.png", "1.png"):
+        stored.save(tmp_path / "a" / name, **({} if orientation == 1 else {"exif": exif}))
+    with pil.open(tmp_path / "a" / "0.png") as image:
+        upright = np.asarray(ops.exif_transpose(image))
+    got = image_folder(tmp_path).splits["all"].inputs["image"]
+    assert got.shape == ((2, 3, 5, 4) if orientation < 5 else (2, 3, 4, 5))
+    assert np.array_equal(got[1], upright.transpose(2, 0, 1))
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(pil.Image, "convert", refuse)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", refuse)
+    assert vision._common_size([tmp_path / "a" / "0.png"]) == upright.shape[:2]
 
 
 def test_what_is_no_image_folder_is_refused(folder: Path) -> None:

@@ -34,6 +34,27 @@ def test_a_pick_is_exact_in_size_and_stratified_within_one(
     assert sorted([*got, *other]) == list(range(len(strata)))
 
 
+@settings(max_examples=60, deadline=None)
+@given(labels=st.lists(st.integers(0, 6), min_size=1, max_size=120), seed=st.integers(0, 2**64))
+def test_every_beginning_of_a_blend_holds_the_strata_in_their_shares(
+    labels: list[int], seed: int
+) -> None:
+    strata = np.array(labels)
+    got = cut.blend(strata, seed, cut.CALIBRATION_ORDER)
+    assert sorted(got) == list(range(len(labels)))
+    assert np.array_equal(got, cut.blend(strata, seed, cut.CALIBRATION_ORDER))
+    kinds = len(set(labels))
+    for k in range(len(labels) + 1):
+        for stratum in set(labels):
+            fair = k * labels.count(stratum) / len(labels)
+            assert abs((strata[got[:k]] == stratum).sum() - fair) <= kinds
+
+
+def test_blends_of_two_seeds_differ() -> None:
+    strata = np.arange(60) % 3
+    assert len({cut.blend(strata, seed, cut.CALIBRATION_ORDER).tobytes() for seed in range(9)}) == 9
+
+
 def test_seeds_and_streams_pick_differently() -> None:
     strata = np.arange(200) % 4
     seen = {

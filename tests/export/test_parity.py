@@ -87,6 +87,50 @@ def test_the_limit_is_a_share_of_the_logits_spread(share, fails, exported, tmp_p
         parity.check(exported.model, path, SPEC, images())
 
 
+def linear(path: Path, weight: float, bias: float) -> Path:
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["values"], transB=1)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1])],
+        [helper.make_tensor_value_info("values", TensorProto.FLOAT, ["batch", 1])],
+        [
+            numpy_helper.from_array(np.full((1, 1), weight, np.float32), "w"),
+            numpy_helper.from_array(np.full(1, bias, np.float32), "b"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=opsets), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("offset", "shift", "fails"),
+    [
+        (300.0, 0.0, False),
+        (300.0, 2e-4, True),  # of a deviation of 1: twice the limit
+        (900.0, 6.1e-5, False),  # one rounding of 900
+        (900.0, 6e-4, True),
+        (0.0, 0.9e-4, False),
+        (0.0, 1.1e-4, True),
+    ],
+)
+def test_the_limit_is_a_share_of_the_deviation_also_far_from_zero(offset, shift, fails, tmp_path):
+    x = np.random.default_rng(0).normal(size=(64, 1))
+    x = ((x - x.mean()) / x.std()).astype(np.float32)
+    model = nn.Linear(1, 1)
+    with torch.no_grad():
+        model.weight.fill_(1)
+        model.bias.fill_(offset)
+    spec = ModelSpec("x:y", {}, (), {"x": InputSpec((1,), "float32")}, "regression")
+    path = linear(tmp_path / "m.onnx", 1.0, offset + shift)
+    if fails:
+        with pytest.raises(ParityError, match="of their standard deviation"):
+            parity.check(model, path, spec, {"x": x})
+    else:
+        report = parity.check(model, path, spec, {"x": x})
+        assert report.max_difference == pytest.approx(shift, rel=0.1)
+
+
 def test_another_top1_with_a_clear_margin_is_named(exported, tmp_path):
     def swap(b):
         return b + np.float32(100) * np.eye(4, dtype=np.float32)[2]

@@ -425,3 +425,17 @@ def test_a_summary_is_read_without_torch(tmp_path):
     assert record["macs"] == sum(x["macs"] for x in record["layers"].values()) > 0
     own = sum(x["parameters"] for x in record["layers"].values())
     assert own == record["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("offset", "gap", "fails"),
+    [(0, 9e-5, False), (0, 2e-4, True), (300, 2e-4, True), (900, 6.1e-5, False), (9000, 1, True)],
+)
+def test_outputs_are_compared_by_their_deviation_also_far_from_zero(offset, gap, fails):
+    recorded = offset + torch.tensor([[-1.0, 0.0], [0.0, 1.0]]) * 1.5**0.5  # deviation 1
+    outputs = recorded + gap
+    if fails:
+        with pytest.raises(IntegrityError, match="other outputs"):
+            checkpoint._same(recorded, outputs, "it")
+    else:
+        checkpoint._same(recorded, outputs, "it")

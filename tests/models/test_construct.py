@@ -165,6 +165,18 @@ def test_weights_are_loaded_and_another_number_of_classes_keeps_a_fresh_head(tmp
     assert torch.equal(other.head.weight, fresh.head.weight)
 
 
+def test_what_keeps_fresh_values_is_said_by_name(tmp_path):
+    source = build(spec({"name": "mlp", "hidden": [7, 5]}, classes=7), seed=1)
+    given = {"name": "mlp", "hidden": [7, 5], "weights": weights(tmp_path, source)}
+    said = []
+    build(spec(given, classes=7), seed=0, say=said.append)
+    assert said == []
+    build(spec(given, classes=4), "train.model", seed=0, say=said.append)
+    (line,) = said
+    assert line.startswith(f"train.model: not taken from {tmp_path / 'w.safetensors'}, ")
+    assert line.endswith(": 5.bias [4] (the file has [7]), 5.weight [4, 5] (the file has [7, 5])")
+
+
 def test_weights_of_another_file_or_network_are_refused(tmp_path):
     source = build(spec({"name": "mlp", "hidden": [4]}), seed=1)
     good = weights(tmp_path, source)

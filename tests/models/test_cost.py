@@ -128,20 +128,43 @@ def onnx_macs(path):
     return total
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", NETWORKS, ids=name)
-def test_macs_are_those_of_the_exported_graph_whose_batch_is_free(tmp_path, model):
+def check_export(network, what, path):
     from compressor.runtime.cost import graph_cost
 
-    what = spec(model)
-    network = build(what, seed=0).eval()
     program = torch.onnx.export(
-        network, (torch.randn(2, 3, 16, 16),), dynamo=True, dynamic_shapes=({0: "batch"},),
-        opset_version=18, verbose=False,
+        network.eval(), (torch.randn(2, 3, 16, 16),), dynamo=True,
+        dynamic_shapes=({0: "batch"},), opset_version=18, verbose=False,
     )  # fmt: skip
     graph = program.model_proto.graph
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
     assert graph.output[0].type.tensor_type.shape.dim[0].dim_param
-    program.save(tmp_path / "m.onnx", external_data=False)
-    assert onnx_macs(tmp_path / "m.onnx") == cost.macs(network, what)
-    assert graph_cost(tmp_path / "m.onnx").macs == cost.macs(network, what)
+    program.save(path, external_data=False)
+    assert onnx_macs(path) == cost.macs(network, what)
+    assert graph_cost(path).macs == cost.macs(network, what)
+
+
+QUICK = ({"name": "lenet5", "widths": [4, 6], "hidden": 10}, NETWORKS[0])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in NETWORKS],
+    ids=name,
+)
+def test_macs_are_those_of_the_exported_graph_whose_batch_is_free(tmp_path, model):
+    what = spec(model)
+    check_export(build(what, seed=0), what, tmp_path / "m.onnx")
+
+
+def test_macs_of_a_pruned_network_are_those_of_its_exported_graph(tmp_path):
+    from compressor.pruning.channels import Options, Target, prune_channels_
+
+    what = spec({"name": "lenet5", "widths": [8, 12], "hidden": 20})
+    network = build(what, seed=0).eval()
+    full = cost.macs(network, what)
+    cut = prune_channels_(
+        network, (torch.randn(2, 3, 16, 16),), Target("macs", 0.5), Options(round_to=1)
+    )
+    assert cut.widths
+    assert cut.macs == cost.macs(network, what) <= full / 2
+    check_export(network, what, tmp_path / "m.onnx")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.models.lenet import lenet5
+from compressor.models.mlp import mlp
 from compressor.models.mobilenet import mobilenet
 from compressor.models.resnet import resnet
 
@@ -76,6 +77,21 @@ class Squeeze(nn.Module):
         y = self.slope(self.conv(x))
         scale = torch.sigmoid(self.up(torch.relu(self.down(y.mean((2, 3), keepdim=True)))))
         return self.head(nn.functional.hardswish(self.grow(y * scale)).mean((2, 3)))
+
+
+class SharedSlope(nn.Module):
+    """PReLU with one slope for all channels: nothing to cut there, and nothing to save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 16, 3, padding=1)
+        self.slope = nn.PReLU()
+        self.b = nn.Conv2d(16, 24, 3, padding=1)
+        self.other = nn.PReLU()
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.other(self.b(self.slope(self.a(x)))).mean((2, 3)))
 
 
 class Shuffle(nn.Module):
@@ -163,14 +179,25 @@ def _lenet() -> nn.Module:
     return lenet5(4, (1, 28, 28), widths=(16, 24), hidden=32)
 
 
+def _pooled_resnet() -> nn.Module:
+    return resnet(4, (1, 16, 16), widths=(8, 16), blocks=(1, 1), strides=(1, 2), stem="pool")
+
+
+def _mlp() -> nn.Module:
+    return mlp(4, (1, 8, 8), hidden=(48, 24))
+
+
 # Name to (network, shape of one sample).
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (SmallResNet, (1, 8, 8)),
     "concat": (Concat, (1, 8, 8)),
     "squeeze": (Squeeze, (1, 8, 8)),
+    "shared slope": (SharedSlope, (1, 8, 8)),
     "resnet": (_small_resnet, (1, 16, 16)),
     "mobilenet": (_small_mobilenet, (1, 16, 16)),
     "lenet5": (_lenet, (1, 28, 28)),
+    "mlp": (_mlp, (1, 8, 8)),
+    "pooled stem": (_pooled_resnet, (1, 16, 16)),
 }
 TORCHVISION = {"resnet18": 64, "mobilenet_v2": 64, "squeezenet1_1": 64}
 

@@ -43,6 +43,7 @@ def test_keeping_everything_changes_nothing(measure):
 CASES = [(n, "macs", "global") for n in sorted(nets.NETS)]
 CASES += [("residual", m, s) for m in MEASURES for s in ("global", "local")][1:]
 CASES += [("concat", "parameters", "local"), ("lenet5", "channels", "global")]
+CASES += [("shared slope", "parameters", "global")]
 
 
 @pytest.mark.parametrize(("name", "measure", "scope"), CASES)

@@ -49,7 +49,7 @@ def test_the_output_is_whole_and_no_input_channel_is_in_a_group(name):
     model, example = nets.make(name)
     groups = find(model, example)
     assert [g.whole for g in groups if g.whole] == ["it is the network's output"]
-    first = next(n for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    first = next(n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear))
     assert (first, "in") not in {(m.layer, m.side) for g in groups for m in g.members}
 
 

@@ -73,6 +73,15 @@ def test_beyond_the_cap_the_nearest_value_is_named_and_reached():
         masks(weights, nearest + 0.01, "global")
 
 
+def test_a_ramp_that_ends_out_of_reach_is_refused_before_training():
+    model, _ = nets.make("residual")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(TargetError, match=r"sparsity: 0\.99 is out of reach"):
+        Masks(model, Ramp(0.99, end=100, every=2), "global")
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    Masks(model, Ramp(0.99, end=100, every=2), "local")
+
+
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_masks_only_grow_even_where_weights_change_and_tie(scope):
     rng = torch.Generator().manual_seed(0)

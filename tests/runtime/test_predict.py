@@ -1,5 +1,6 @@
 import io
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -99,6 +100,28 @@ def test_flipped_bytes_never_pass_unseen(tmp_path):
     path.write_bytes(good[:start] + bytes([good[start] ^ 1]) + good[start + 1 :])
     with pytest.raises(IntegrityError):
         predict.load(path)
+
+
+def test_a_plain_array_and_a_damaged_packed_file_are_integrity_errors(tmp_path):
+    np.save(tmp_path / "one.npy", IMAGES)
+    with pytest.raises(IntegrityError, match="not a predictions file"):
+        predict.load(tmp_path / "one.npy")
+    rows = made(200)
+    np.savez_compressed(
+        tmp_path / "p.npz", ids=rows.ids, labels=rows.labels, predicted=rows.predicted,
+        outputs=rows.outputs, name=np.frombuffer(b"net", np.uint8),
+    )  # fmt: skip
+    data = bytearray((tmp_path / "p.npz").read_bytes())
+    assert len(predict.load(tmp_path / "p.npz")) == 200
+    start = data.index(b"ids.npy") + len(b"ids.npy") + 20  # behind zip's extra field
+    data[start : start + 8] = b"\xff" * 8
+    (tmp_path / "p.npz").write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "p.npz") as archive, pytest.raises(zlib.error):
+        archive.read("ids.npy")  # really the error that NumPy passes on
+    with pytest.raises(IntegrityError, match="not a predictions file"):
+        predict.load(tmp_path / "p.npz")
+    with pytest.raises(ConfigError, match="of plain arrays"):
+        predict.load_feed(tmp_path / "p.npz")
 
 
 def test_repeated_ids_and_other_lengths_are_refused(tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import onnx
@@ -126,6 +127,19 @@ def test_load_time_and_memory_come_from_fresh_processes(tmp_path, monkeypatch):
     assert result.metrics["int8.peak_memory"].unit == "MiB"
     assert "int8.speedup_reference" not in result.metrics
     assert raw["reference"] is None
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_load_times_beside_a_training_are_noted(tmp_path, monkeypatch, busy):
+    monkeypatch.setattr(bench, "MACHINE", MachineLock(tmp_path / "lock", patience=0.0))
+    ctx = bundles.context(tmp_path, bundles.Stored(TIMES))
+    given = inputs(tmp_path, reference=False)
+    with MachineLock(tmp_path / "lock").share() if busy else contextlib.nullcontext():
+        result = BENCH.run(BenchConfig(memory=1), given, ctx)
+    note = record.load(result.outputs["timings"]).memory_note
+    assert note.startswith("another process trains or measures here") == busy
+    said = [line for line in ctx.progress.lines if line.startswith("load times")]
+    assert len(said) == busy
 
 
 def test_a_budget_takes_rounds_away_but_never_below_ten():

@@ -73,6 +73,14 @@ def test_nothing_within_ships_fp32_with_the_flag_down(tmp_path):
     assert "No candidate was within" in (result.outputs["bundle"] / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("needed", "said"), [(0.0, 0), (1e6, 1)])
+def test_golden_samples_without_a_clear_margin_are_said(tmp_path, monkeypatch, needed, said):
+    monkeypatch.setattr("compressor.runtime.golden._CLEAR", needed)
+    _, ctx = make(tmp_path)
+    lines = [line for line in ctx.progress.lines if line.startswith("golden samples: ")]
+    assert len(lines) == said
+
+
 def test_the_same_timings_give_the_same_bytes(tmp_path):
     first, _ = make(tmp_path / "a")
     second, _ = make(tmp_path / "b")

@@ -92,11 +92,28 @@ def test_samples_come_from_calibration_then_train_and_never_fewer_than_asked(inp
 
     data = dataset.load(inputs["data"].path)
     calibration, train = data.split("calibration"), data.split("train")
-    few, more = _samples(data, 64)["image"], _samples(data, 75)["image"]
+    few, more = _samples(data, 64, 0)["image"], _samples(data, 75, 0)["image"]
     assert np.array_equal(few, calibration.inputs["image"][:64])
-    assert np.array_equal(more, train.inputs["image"][:75])
+    assert len({image.tobytes() for image in more}) == 75
+    assert {image.tobytes() for image in more} < {i.tobytes() for i in train.inputs["image"]}
     with pytest.raises(ConfigError, match="only 80"):
-        _samples(data, 81)
+        _samples(data, 81, 0)
+
+
+def test_samples_of_class_sorted_training_data_hold_every_class(tmp_path):
+    from compressor.stages.export import _samples
+
+    labels = np.repeat(np.arange(3), 100)
+    pixels = np.arange(300)[:, None].astype(np.float32)
+    train = dataset.Split({"x": pixels}, labels, np.arange(300, dtype=np.uint64))
+    tiny = train.take(np.arange(5))
+    data = dataset.save(
+        tmp_path / "data", name="sorted", task="classification", classes=("a", "b", "c"),
+        inputs={"x": InputSpec((1,), "float32", (0.0,), (1.0,))},
+        splits={"train": train, "val": tiny, "test": tiny, "calibration": tiny}, duplicates={},
+    )  # fmt: skip
+    rows = _samples(data, 66, 0)["x"][:, 0].astype(int)
+    assert np.bincount(labels[rows]).tolist() == [22, 22, 22]
 
 
 @pytest.mark.parametrize(

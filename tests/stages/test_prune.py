@@ -24,7 +24,8 @@ from tests.training.conftest import make_data
 STUDENT = {"name": "resnet", "blocks": [1, 1], "widths": [8, 16]}
 TEACHER = {"name": "resnet", "blocks": [1, 1], "widths": [8, 8]}
 TUNE = {"epochs": 2, "batch_size": 16, "lr": 0.02, "augment": {"pad_crop": 1}}
-METRICS = ("macs_kept", "params_kept", "channels_removed", "zeros", "val_before_finetune")
+METRICS = ("macs_kept", "params_kept", "channels_removed", "zeros")
+BEFORE = "val_before_finetune"
 
 
 def config(**changes: Any) -> PruneConfig:
@@ -71,6 +72,24 @@ def test_prune_keeps_the_stage_contract(
     check_stage(PRUNE, cfg, inputs, tmp_path, metrics=METRICS)
 
 
+@pytest.mark.parametrize(
+    ("cfg", "there"),
+    [
+        (config(), True),
+        (weights_config(schedule="one_shot"), True),
+        (weights_config(finetune=None), True),
+        (weights_config(), False),
+    ],
+    ids=["channels", "one shot", "no fine-tuning", "cubic"],
+)
+def test_a_score_before_fine_tuning_is_that_of_something_pruned(
+    cfg: PruneConfig, there: bool, alone: dict[str, Artifact], tmp_path: Path
+) -> None:
+    metrics = PRUNE.run(cfg, alone, context(tmp_path)).metrics
+    assert (BEFORE in metrics) == there
+    assert set(METRICS) <= set(metrics)
+
+
 def test_channels_are_gone_from_the_checkpoint_and_the_metrics_say_how_many(
     alone: dict[str, Artifact], tmp_path: Path
 ) -> None:
@@ -80,7 +99,7 @@ def test_channels_are_gone_from_the_checkpoint_and_the_metrics_say_how_many(
     assert after.macs / before.macs == metrics["macs_kept"].value <= 0.6
     assert after.parameters / before.parameters == metrics["params_kept"].value < 1
     assert metrics["channels_removed"].value > 0
-    assert 0 <= metrics["val_before_finetune"].value <= 100
+    assert 0 <= metrics[BEFORE].value <= 100
     load(result, alone)
 
 
@@ -229,6 +248,17 @@ def test_out_of_reach_is_exit_8_and_names_what_is_reachable(
     assert caught.value.exit_code == 8
 
 
+def test_a_sparsity_out_of_reach_is_said_before_fine_tuning(
+    alone: dict[str, Artifact], tmp_path: Path
+) -> None:
+    class Untrained(Silent):
+        def update(self, done: int, total: int, note: str = "") -> None:
+            raise AssertionError("training began")
+
+    with pytest.raises(TargetError, match=r"sparsity: 0\.99 is out of reach"):
+        PRUNE.run(weights_config(sparsity=0.99), alone, context(tmp_path, progress=Untrained()))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -268,7 +298,45 @@ def test_fine_tuning_rewinds_the_learning_rate_by_default() -> None:
     assert (cfg.finetune.lr, cfg.finetune.epochs) == (0.05, 8)
     tuned = PruneConfig.model_validate({"ratio": 0.5, "finetune": {"optimizer": "adamw"}}).finetune
     assert tuned is not None
-    assert tuned.lr == 1e-3
+    usual = TrainConfig.model_validate({"model": STUDENT, "optimizer": "adamw"})
+    assert tuned.lr == usual.lr / 2 == 5e-4
+    assert tuned.weight_decay == usual.weight_decay
+    given = {"ratio": 0.5, "finetune": {"optimizer": "adamw", "lr": 2e-3}}
+    tuned = PruneConfig.model_validate(given).finetune
+    assert tuned is not None
+    assert tuned.lr == 2e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": 2.0}, r"prune: temperature: .*in: \{teacher: \.\.\.\}, or leave it out"),
+        ({"kd_weight": 0.5}, "prune: kd_weight: "),
+        ({"kd_weight": 0.5, "ce_weight": 0.4}, "kd_weight, ce_weight: .*leave them out"),
+        ({"kd_weight": 0.0, "temperature": 2.0}, "prune: temperature: "),
+        ({"loss": "dist"}, "prune: loss: "),
+        ({"loss": "dkd", "nckd_weight": 2.0}, "prune: loss, nckd_weight: "),
+    ],
+)
+def test_words_to_a_teacher_that_is_not_there_are_refused(
+    changes: dict[str, Any], words: str, alone: dict[str, Artifact], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        PRUNE.run(config(**changes), alone, context(tmp_path))
+
+
+@pytest.mark.parametrize("changes", [{}, {"kd_weight": 0.0}, {"kd_weight": 0.9, "ce_weight": 0.1}])
+def test_defaults_say_nothing_to_a_teacher(changes: dict[str, Any]) -> None:
+    cfg = config(**changes)
+    assert cfg.ignored() == []
+    assert PruneConfig.model_validate_json(cfg.model_dump_json(), strict=True).ignored() == []
+
+
+def test_a_teacher_that_has_nothing_to_teach_is_refused(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"finetune: null .* teacher teacher would not be used"):
+        PRUNE.run(config(finetune=None), inputs, context(tmp_path))
 
 
 def test_another_dataset_is_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:

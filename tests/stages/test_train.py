@@ -41,6 +41,23 @@ def test_train_keeps_the_stage_contract(inputs: dict[str, Artifact], tmp_path: P
     assert result.metrics["epochs"].value == 2
 
 
+def test_a_head_that_the_weights_do_not_fit_is_said(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    import safetensors.torch
+    import torch
+
+    path = TRAIN.run(config(epochs=0), inputs, context(tmp_path / "a")).outputs["model"]
+    state = safetensors.torch.load_file(path / "weights.safetensors")
+    head = {k: torch.zeros(9, *v.shape[1:]) for k, v in state.items() if k.startswith("head.")}
+    safetensors.torch.save_file({**state, **head}, tmp_path / "w.safetensors")
+    cfg = config(epochs=0, model={**TINY, "weights": str(tmp_path / "w.safetensors")})
+    ctx = context(tmp_path / "b")
+    TRAIN.run(cfg, inputs, ctx)
+    (line,) = [x for x in ctx.progress.lines if "fresh" in x]  # type: ignore[attr-defined]
+    assert "head.weight [3, 8] (the file has [9, 8])" in line
+
+
 def test_the_checkpoint_is_the_trained_network_of_the_spec(
     inputs: dict[str, Artifact], tmp_path: Path
 ) -> None:

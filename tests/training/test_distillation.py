@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.core.errors import ConfigError
 from compressor.core.types import Context, ModelSpec
-from compressor.data.batches import Augment
+from compressor.data.batches import Augment, batches
 from compressor.data.dataset import Dataset
 from compressor.training.distillation import check, distillation
 from compressor.training.loop import fit_
@@ -53,7 +53,34 @@ def test_without_weight_the_teacher_is_not_run_and_training_is_that_on_labels(
     assert same(weights(control), weights(plain))
 
 
-def test_teacher_sees_the_very_batch_that_the_student_is_trained_on(
+def test_teacher_sees_the_very_tensor_that_the_student_is_trained_on(
+    data: Dataset, spec: ModelSpec, context: MakeContext
+) -> None:
+    student, teacher = tiny_net(), tiny_net(seed=1, width=8)
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {"student": [], "teacher": []}
+
+    def spy(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if name == "teacher" or module.training:  # not while validating
+                seen[name].append((inputs[0], inputs[0].detach().clone()))
+
+        return hook
+
+    student.register_forward_pre_hook(spy("student"))
+    teacher.register_forward_pre_hook(spy("teacher"))
+    augment = Augment(pad_crop=1, flip=True, mixup=0.4)
+    options = OPTIONS.model_copy(update={"augment": augment})
+    fit_(student, data, spec, options, context(), loss=distillation(teacher, DistillOptions()))
+    assert len(seen["teacher"]) == len(seen["student"]) == 10
+    for (given, then), (taught, seen_then) in zip(*seen.values(), strict=True):
+        assert taught is given
+        assert torch.equal(seen_then, then)  # nor was it changed in between
+    plain = batches(data.split("train"), data.inputs, 16, shuffle=True, drop_last=True)
+    stored = torch.from_numpy(next(plain).inputs["image"])
+    assert not torch.equal(seen["teacher"][0][1], stored)  # augmented, or nothing was shown
+
+
+def test_what_the_teacher_says_is_paired_with_the_labels_of_the_same_samples(
     data: Dataset, spec: ModelSpec, context: MakeContext
 ) -> None:
     teacher = tiny_net(seed=1, width=8)
