@@ -40,8 +40,15 @@ class Written:
     tensors: dict[str, Parameters] = field(default_factory=dict)
 
 
+WeightCache = dict[tuple[str, bytes, str], QuantizedWeight]
+
+
 def write(
-    graph: Graph, selection: Selection, ranges: Mapping[str, Range], target: Target
+    graph: Graph,
+    selection: Selection,
+    ranges: Mapping[str, Range],
+    target: Target,
+    cache: WeightCache | None = None,
 ) -> Written:
     """Write the QDQ form of ``graph``.
 
@@ -50,15 +57,18 @@ def write(
         selection: What becomes int8.
         ranges: A range for each of ``selection.ranges_needed()``.
         target: Decides the integers.
+        cache: Kept by a caller that writes the same graph again: weights are quantized once.
     """
-    return _Writer(graph, selection, ranges, target).write()
+    return _Writer(graph, selection, ranges, target, {} if cache is None else cache).write()
 
 
 class _Writer:
     def __init__(
-        self, graph: Graph, selection: Selection, ranges: Mapping[str, Range], target: Target
-    ) -> None:
+        self, graph: Graph, selection: Selection, ranges: Mapping[str, Range], target: Target,
+        cache: WeightCache,
+    ) -> None:  # fmt: skip
         self.graph, self.selection, self.target = graph, selection, target
+        self._cache = cache
         model = ModelProto()
         model.CopyFrom(graph.model)
         del model.graph.node[:]
@@ -201,7 +211,12 @@ class _Writer:
         if bias is not None:
             bias = np.broadcast_to(bias.reshape(-1), (len(rows),)).astype(np.float32)
         scale = self._parameters(node.input[0]).scale
-        quantized = quantize_weight(np.ascontiguousarray(rows), bias, scale, self.target.bits)
+        key = (node.name, scale.tobytes(), self.target.bits)
+        if key not in self._cache:
+            self._cache[key] = quantize_weight(
+                np.ascontiguousarray(rows), bias, scale, self.target.bits
+            )
+        quantized = self._cache[key]
         self.written.weights[node.name] = quantized
         straight = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
         values = quantized.values if straight else quantized.values.T

@@ -1,0 +1,298 @@
+"""The search for a placement, inside a budget, by interleaved measurements of whole candidates.
+
+Seconds are counted from the timings themselves (and from sizes, for what is not timed), never
+read from a clock: given the same timings the search makes the same steps and the same choice, on
+an idle machine, on a busy one, and after a kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from compressor.core.types import Timing, TimingProtocol, Timings
+from compressor.quantization import placement, sensitivity
+from compressor.quantization.candidates import Candidates
+from compressor.quantization.placement import Floats
+from compressor.quantization.quality import Quality
+from compressor.quantization.sensitivity import Row
+from compressor.stats.bootstrap import Interval
+from compressor.stats.ratios import ratio
+
+FP32 = "fp32"
+_SENSITIVITY = 1 / 3  # of the budget
+_FINAL = 1 / 4
+_AT_ONCE = 4  # new candidates per measurement
+_PATIENCE = 2  # measurements in a row that found nothing better
+_WARM_UP = 10  # calls at least, see runtime.timing
+_CLOSE = 0.97
+_HOPELESS = 1.02  # a move that the model expects to cost more than this is not measured
+ROUNDS = (10, 30)  # of the last measurement
+
+Told = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is wanted.
+
+    Attributes:
+        budget: Seconds for everything that is measured, above 0.
+        min_sqnr: Least SQNR in dB of every output on the held-out samples, without ``max_drop``.
+        max_drop: Largest drop of the metric on the labelled samples, in points.
+        threads: Of the runtime while measuring.
+        batch: Samples per call while measuring; a model's fixed batch overrules it.
+        seed: Of the order of measurements.
+    """
+
+    budget: float = 180.0
+    min_sqnr: float = 25.0
+    max_drop: float | None = None
+    threads: int = 1
+    batch: int = 1
+    seed: int = 0
+
+    def met(self, quality: Quality) -> bool:
+        """Whether a candidate is accurate enough."""
+        if self.max_drop is not None:
+            return quality.drop is not None and quality.drop <= self.max_drop
+        return quality.worst >= self.min_sqnr
+
+    def words(self) -> str:
+        """What is asked for, in words."""
+        if self.max_drop is not None:
+            return f"a drop of at most {self.max_drop:g} points"
+        return f"an SQNR of at least {self.min_sqnr:g} dB"
+
+
+@dataclass(slots=True)
+class Found:
+    """What the search knows.
+
+    Attributes:
+        table: One row per region.
+        forced: Regions that are float for accuracy; None: int8 is nowhere accurate enough.
+        last: The measurement that decides, of fp32 and the finalists; None if there are none.
+        finalists: In the order of their promise.
+        tried: Choice to its speed-up over fp32 when it was tried.
+        spent: Seconds, as the budget counts them.
+        unstable: Why the timings cannot be trusted, or empty.
+    """
+
+    table: tuple[Row, ...] = ()
+    forced: Floats | None = None
+    last: Timing | None = None
+    finalists: tuple[Floats, ...] = ()
+    tried: dict[Floats, Interval] = field(default_factory=dict)
+    spent: float = 0.0
+    unstable: str = ""
+
+
+def seconds(timing: Timing) -> float:
+    """What a measurement took: its calls, the untimed one of each visit, and warming up."""
+    p = timing.protocol
+    calls = sum(sum(c) + (p.rounds + _WARM_UP) * median(c) for c in timing.calls.values() if c)
+    return (calls + p.warmup_ms * len(timing.calls)) / 1e3
+
+
+def expected(protocol: TimingProtocol, call_ms: float, models: int) -> float:
+    """What measuring ``models`` models (and the A/A control) will take, in seconds."""
+    cell = max(protocol.min_cell_ms, call_ms) + call_ms
+    each = protocol.rounds * cell + max(protocol.warmup_ms, _WARM_UP * call_ms)
+    return (models + 1) * each / 1e3
+
+
+class Search:
+    """One search; :meth:`run` is all there is to call."""
+
+    def __init__(
+        self, model: Path, candidates: Candidates, goal: Goal, timings: Timings,
+        protocol: TimingProtocol, feed: Mapping[str, Any], samples: int,
+        told: Told = lambda spent, note: None,
+        better: Callable[[Floats, Interval], None] = lambda choice, speed: None,
+    ) -> None:  # fmt: skip
+        """Prepare.
+
+        Args:
+            model: The float file that candidates are compared with.
+            candidates: Writes and judges.
+            goal: What is wanted.
+            timings: Measures.
+            protocol: Batch, threads, inputs and seed of all measurements.
+            feed: Samples to time with.
+            samples: How many samples judge.
+            told: Told of progress.
+            better: Told of every choice that is proven faster than all before it.
+        """
+        self._model, self._candidates, self._goal = model, candidates, goal
+        self._timings, self._feed, self._samples = timings, feed, samples
+        self._quick = replace(protocol, rounds=10, min_cell_ms=20.0, warmup_ms=100.0)
+        self._told, self._better = told, better
+        self._found = Found()
+        self._judged: dict[Floats, bool] = {}
+
+    def run(self) -> Found:
+        """Profile, look at every region, hold the accuracy, search, measure the finalists."""
+        found, goal = self._found, self._goal
+        self._say("profiling")
+        self._costs, self._sample_us = sensitivity.costs(
+            self._candidates, self._timings, self._quick, self._feed
+        )
+        found.spent += 3 * self._quick.rounds * self._sample_us / 1e6
+        self._sample_us /= self._quick.batch
+        self._say("looking at every region")
+        found.table, looked = sensitivity.rows(
+            self._candidates, self._costs, self._sample_us, self._samples,
+            goal.budget * _SENSITIVITY,
+        )  # fmt: skip
+        found.spent += looked
+        self._say("holding the accuracy")
+        found.forced = self._force()
+        if found.forced is not None:
+            self._explore(found.forced)
+            self._decide()
+        return found
+
+    def _say(self, note: str) -> None:
+        self._told(self._found.spent, note)
+
+    # accuracy
+
+    def _met(self, choice: Floats) -> bool:
+        if choice not in self._judged:
+            self._judged[choice] = False
+            if self._candidates.weighted(choice):
+                self._found.spent += sensitivity.look_seconds(
+                    self._candidates, self._sample_us, self._samples
+                )
+                self._judged[choice] = self._goal.met(self._candidates.quality(choice))
+        return self._judged[choice]
+
+    def _force(self) -> Floats | None:
+        """The fewest of the most sensitive regions that must be float; None if all must."""
+        if self._met(frozenset()):
+            return frozenset()
+        order = sensitivity.by_noise(self._found.table)
+        low, high = 0, self._first_step(order)
+        while not self._met(frozenset(order[:high])):
+            if high >= len(order):
+                return None
+            low, high = high, min(2 * high, len(order))
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._met(frozenset(order[:middle])):
+                high = middle
+            else:
+                low = middle
+        return frozenset(order[:high])
+
+    def _first_step(self, order: Sequence[int]) -> int:
+        """How many are needed if the regions' noises add up."""
+        if self._goal.max_drop is not None:
+            return 1
+        noises = [max(self._found.table[i].noise, 0.0) for i in order]
+        allowed = 10 ** (-self._goal.min_sqnr / 10)
+        left = sum(noises)
+        for count, noise in enumerate(noises):
+            if left <= allowed:
+                return max(1, count)
+            left -= noise
+        return max(1, len(order) - 1)
+
+    # latency
+
+    def _explore(self, forced: Floats) -> None:
+        proposals = [c for c in placement.first(self._costs, forced) if self._met(c)]
+        self._found.finalists = tuple(proposals[:3])
+        if not proposals or not self._fits(len(proposals)):
+            return
+        speeds = self._measure(proposals)
+        best = max(proposals, key=lambda c: speeds[c].value)
+        idle = 0
+        while idle < _PATIENCE and not self._found.unstable:
+            near = placement.moves(self._costs, best, forced, self._found.tried)
+            limit = _HOPELESS * self._costs.total(best)
+            fresh = self._promising([c for c in near if self._costs.total(c) <= limit])
+            if not fresh or not self._fits(1 + len(fresh)):
+                break
+            against = self._measure([best, *fresh])
+            winner = max(fresh, key=lambda c: against[c].value)
+            gain = self._gain(best, winner)
+            idle = 0 if gain.low > 1.0 else idle + 1
+            best = winner if gain.low > 1.0 else best
+        self._found.finalists = self._rank(best, forced)
+
+    def _promising(self, near: Sequence[Floats]) -> list[Floats]:
+        """The first few that are accurate enough; the others are not looked at again."""
+        fresh: list[Floats] = []
+        for choice in near[: 4 * _AT_ONCE]:
+            if self._met(choice):
+                fresh.append(choice)
+            if len(fresh) == _AT_ONCE:
+                break
+        return fresh
+
+    def _rank(self, best: Floats, forced: Floats) -> tuple[Floats, ...]:
+        """The best, the next, and the one with the least float if it is close."""
+        tried = self._found.tried
+        order = sorted(tried, key=lambda c: (-tried[c].value, sorted(c)))
+        near = (
+            [forced] if forced in tried and tried[forced].value > _CLOSE * tried[best].value else []
+        )
+        return tuple(dict.fromkeys([best, *order[:2], *near]))[:3]
+
+    def _fits(self, models: int) -> bool:
+        """Whether one more measurement, and the last one, are within the budget."""
+        call = self._sample_us * self._quick.batch / 1e3
+        wanted = expected(self._quick, call, 1 + models)
+        return self._found.spent + wanted <= self._goal.budget * (1 - _FINAL)
+
+    def _measure(self, choices: Sequence[Floats]) -> dict[Floats, Interval]:
+        """Speed-ups over fp32 of one interleaved measurement."""
+        self._say(f"measuring {len(choices)} placements")
+        timing = self._timings.measure(self._files(choices), self._quick, self._feed)
+        self._found.spent += seconds(timing)
+        if timing.unstable:
+            self._found.unstable = timing.note or "unstable timings"
+        self._rounds = {c: timing.rounds[str(i)] for i, c in enumerate(choices)}
+        speeds = {c: ratio(timing.rounds[FP32], rounds) for c, rounds in self._rounds.items()}
+        for choice, speed in speeds.items():
+            self._note(choice, speed, timing.unstable)
+        self._costs = replace(
+            self._costs,
+            scale=placement.fit(self._costs, [(c, s.value) for c, s in self._found.tried.items()]),
+        )
+        return speeds
+
+    def _note(self, choice: Floats, speed: Interval, unstable: bool) -> None:
+        known = [s.value for s in self._found.tried.values()]
+        self._found.tried.setdefault(choice, speed)
+        if not unstable and speed.low > 1.0 and speed.value > max(known, default=1.0):
+            self._better(choice, speed)
+
+    def _gain(self, before: Floats, after: Floats) -> Interval:
+        return ratio(self._rounds[before], self._rounds[after])
+
+    def _files(self, choices: Sequence[Floats]) -> dict[str, Path]:
+        named = {str(i): self._candidates.file(c) for i, c in enumerate(choices)}
+        return {FP32: self._model, **named}
+
+    def _decide(self) -> None:
+        """Measure the finalists afresh, so that the claim is not the luckiest of many."""
+        found = self._found
+        if not found.finalists or found.unstable:
+            return
+        self._say("measuring the finalists")
+        call = self._sample_us * self._quick.batch / 1e3
+        least = replace(self._quick, min_cell_ms=50.0, warmup_ms=300.0, rounds=ROUNDS[0])
+        each = expected(least, call, 1 + len(found.finalists)) / ROUNDS[0]
+        left = max(0.0, self._goal.budget - found.spent)
+        rounds = min(max(int(left / each), ROUNDS[0]), ROUNDS[1])
+        last = replace(least, rounds=rounds, seed=self._quick.seed + 1)
+        found.last = self._timings.measure(self._files(found.finalists), last, self._feed)
+        found.spent += seconds(found.last)
+        if found.last.unstable:
+            found.unstable = found.last.note or "unstable timings"
