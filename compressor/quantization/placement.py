@@ -71,10 +71,8 @@ def guess(costs: Costs, forced: Collection[int] = ()) -> Floats:
                 network.add(middle, reader, math.inf)
         if edge.producer is None or edge.free:
             continue
-        middle = network.node()  # DQ: paid if the maker is int8 and a reader is float
-        network.add(middle, maker, price)
-        for reader in (*edge.readers, *([source] if edge.outside else [])):
-            network.add(reader, middle, math.inf)
+        for reader in (*edge.readers, *[source] * edge.outside):
+            network.add(reader, maker, price)  # DQ: paid by a float reader of an int8 maker
     side = network.cut(source, sink)
     return frozenset(i for i in range(count) if i in side)
 

@@ -39,15 +39,15 @@ class Edge:
     Attributes:
         tensor: Its name.
         producer: Index of the region that makes it; None for float operators and inputs.
-        readers: Indexes of the other regions that read it, sorted.
-        outside: Float operators or graph outputs read it.
+        readers: Indexes of the other regions that read it, sorted, one per reading operator.
+        outside: How many float operators read it, at least 1 if it is a graph output.
         free: Its maker is a matrix product, which writes float without a DequantizeLinear.
     """
 
     tensor: str
     producer: int | None
     readers: tuple[int, ...]
-    outside: bool
+    outside: int
     free: bool
 
     def quantized(self, floats: Collection[int]) -> bool:
@@ -55,11 +55,11 @@ class Edge:
         made_float = self.producer is None or self.producer in floats
         return made_float and any(r not in floats for r in self.readers)
 
-    def dequantized(self, floats: Collection[int]) -> bool:
-        """Whether a DQ that costs something stands here."""
+    def dequantized(self, floats: Collection[int]) -> int:
+        """How many DQ cost something here: the runtime gives every float reader its own."""
         if self.free or self.producer is None or self.producer in floats:
-            return False
-        return self.outside or any(r in floats for r in self.readers)
+            return 0
+        return self.outside + sum(r in floats for r in self.readers)
 
 
 def divide(graph: Graph, selection: Selection) -> tuple[Region, ...]:
@@ -129,14 +129,16 @@ def edges(graph: Graph, selection: Selection, regions: Sequence[Region]) -> tupl
 def _edge(tensor: str, graph: Graph, selection: Selection, home: dict[str, int]) -> Edge | None:
     maker = graph.producer.get(tensor)
     producer = None if maker is None else home.get(maker.name)
-    readers: set[int] = set()
-    outside = tensor in graph.outputs
+    readers: list[int] = []
+    outside = 0
     for node in graph.consumers.get(tensor, ()):
         region = home.get(node.name)
         if region is None:
-            outside = True
+            outside += 1
         elif region != producer and tensor in _data(node, graph, selection):
-            readers.add(region)
+            readers.append(region)
+    if tensor in graph.outputs:
+        outside = max(outside, 1)
     if not readers and (producer is None or not outside):
         return None
     free = maker is not None and maker.op_type in WEIGHTED - {"Conv"} and not readers

@@ -15,9 +15,9 @@ MICROSECONDS = st.floats(0.0, 500.0)
 def chain(floats, int8, border, ends=0.0):
     """Regions one behind the other between float operators."""
     count = len(floats)
-    edges = [Edge("x", None, (0,), False, False)]
-    edges += [Edge(f"t{i}", i, (i + 1,), False, False) for i in range(count - 1)]
-    edges.append(Edge("y", count - 1, (), True, False))
+    edges = [Edge("x", None, (0,), 0, False)]
+    edges += [Edge(f"t{i}", i, (i + 1,), 0, False) for i in range(count - 1)]
+    edges.append(Edge("y", count - 1, (), 1, False))
     return Costs(tuple(floats), tuple(int8), tuple(edges),
                  (ends, *[border] * (count - 1), ends))  # fmt: skip
 
@@ -30,7 +30,7 @@ def networks(draw):
         producer = draw(st.one_of(st.none(), st.integers(0, count - 1)))
         others = [i for i in range(count) if i != producer]
         readers = draw(st.sets(st.sampled_from(others), max_size=3)) if others else set()
-        outside = draw(st.booleans()) and producer is not None
+        outside = 0 if producer is None else draw(st.integers(0, 2))
         edges.append(Edge(f"t{k}", producer, tuple(sorted(readers)), outside, draw(st.booleans())))
         borders.append(draw(MICROSECONDS))
     row = st.lists(MICROSECONDS, min_size=count, max_size=count).map(tuple)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.quantization.graph import Graph
+from compressor.quantization.plain import Options, quantize
 from compressor.quantization.prepare import clean
 from compressor.quantization.regions import divide, edges, excluded, tensors
 from compressor.quantization.select import select
-from tests.quantization.graphs import AXES, build, random_network, zoo
+from compressor.runtime.profile import fusion
+from tests.quantization.graphs import AXES, build, images, put, random_network, zoo
 
 
 def parts(model):
@@ -82,4 +85,28 @@ def test_a_skip_connection_does_not_join_what_it_skips():
     _, _, regions, found = parts(model)
     assert [region.weighted for region in regions] == [("Conv_a",), ("Conv_b",), ("Conv_c",)]
     edge = next(e for e in found if e.tensor == "ar")
-    assert (edge.producer, edge.readers) == (0, (1,))
+    assert (edge.producer, edge.readers, edge.outside) == (0, (1, 1), 0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), choice=st.randoms(use_true_random=False))
+def test_float_regions_are_float_in_a_plain_session_and_no_border_is_stray(
+    tmp_path_factory, seed, choice
+):
+    folder = tmp_path_factory.mktemp("net")
+    model = random_network(seed)
+    _, _, regions, found = parts(model)
+    floats = frozenset(i for i in range(1, len(regions)) if choice.random() < 0.5)
+    out = folder / "int8.onnx"
+    quantize(put(model, folder / "fp32.onnx"), out, {"x": images()},
+             Options(exclude=excluded(regions, floats)))  # fmt: skip
+    ops = fusion(out).ops
+    layers = sum(len(regions[i].weighted) for i in floats)
+    heads = {"Gemm", "MatMul", "FusedGemm", "FusedMatMul"}
+    kinds = {"Conv", "FusedConv"} | heads
+    assert sum(n for op, n in ops.items() if op in kinds) == layers
+    written = Graph(onnx.load(out))
+    for node in written.nodes:  # no Q right behind a DQ: that would be a border for nothing
+        before = written.producer.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        assert before is None or before.op_type != "DequantizeLinear"
+    assert ops["QuantizeLinear"] >= sum(e.quantized(floats) for e in found)
