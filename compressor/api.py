@@ -257,24 +257,20 @@ def quantize(
     from compressor.core.hashing import digest_file
     from compressor.data.arrays import read_npz
     from compressor.pipeline.timings import StoredTimings
-    from compressor.quantization import plain, tune
-    from compressor.quantization.search import Goal
+    from compressor.quantization.goal import Goal
+    from compressor.quantization.plain import Options
+    from compressor.quantization.tune import place
 
     if max_drop is not None and labelled is None:
         raise ConfigError("max_drop: needs labels; give --eval Y.npz with the inputs and `labels`")
     samples = read_npz(Path(calibration), MAX_NPZ_BYTES)
-    chosen = plain.Options(**options)
-    line = "" if placement == "none" else tune.foreign(chosen.target, placement == "measured")
-    if placement == "none" or line:
-        if max_drop is not None:
-            raise ConfigError(f"max_drop: cannot be held, the placement is {line or 'none'}")
-        return plain.quantize(Path(model), Path(out), samples, chosen, verdict=line)
     judged = None if labelled is None else _labelled(Path(labelled))
     state = Path(f"{os.fspath(out)}.tune")
     given = [Path(p) for p in (calibration, labelled) if p is not None]
-    report = tune.tune(
-        Path(model), Path(out), samples, chosen, Goal(budget, min_sqnr, max_drop),
-        StoredTimings(Store(state)), state, labelled=judged,
+    report = place(
+        Path(model), Path(out), samples, Options(**options), Goal(budget, min_sqnr, max_drop),
+        StoredTimings(Store(state)), state, placement=placement or "measured",
+        explicit=placement is not None, labelled=judged,
         identity=" ".join(map(digest_file, given)), told=told,
     )  # fmt: skip
     files.remove(state)

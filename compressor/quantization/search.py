@@ -16,8 +16,8 @@ from typing import Any
 from compressor.core.types import Timing, TimingProtocol, Timings
 from compressor.quantization import placement, sensitivity
 from compressor.quantization.candidates import Candidates
+from compressor.quantization.goal import Goal, expected, seconds
 from compressor.quantization.placement import Floats
-from compressor.quantization.quality import Quality
 from compressor.quantization.sensitivity import Row
 from compressor.stats.bootstrap import Interval
 from compressor.stats.ratios import ratio
@@ -27,45 +27,11 @@ _SENSITIVITY = 1 / 3  # of the budget
 _FINAL = 1 / 4
 _AT_ONCE = 4  # new candidates per measurement
 _PATIENCE = 2  # measurements in a row that found nothing better
-_WARM_UP = 10  # calls at least, see runtime.timing
 _CLOSE = 0.97
 _HOPELESS = 1.02  # a move that the model expects to cost more than this is not measured
 ROUNDS = (10, 30)  # of the last measurement
 
 Told = Callable[[float, str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """What is wanted.
-
-    Attributes:
-        budget: Seconds for everything that is measured, above 0.
-        min_sqnr: Least SQNR in dB of every output on the held-out samples, without ``max_drop``.
-        max_drop: Largest drop of the metric on the labelled samples, in points.
-        threads: Of the runtime while measuring.
-        batch: Samples per call while measuring; a model's fixed batch overrules it.
-        seed: Of the order of measurements.
-    """
-
-    budget: float = 180.0
-    min_sqnr: float = 25.0
-    max_drop: float | None = None
-    threads: int = 1
-    batch: int = 1
-    seed: int = 0
-
-    def met(self, quality: Quality) -> bool:
-        """Whether a candidate is accurate enough."""
-        if self.max_drop is not None:
-            return quality.drop is not None and quality.drop <= self.max_drop
-        return quality.worst >= self.min_sqnr
-
-    def words(self) -> str:
-        """What is asked for, in words."""
-        if self.max_drop is not None:
-            return f"a drop of at most {self.max_drop:g} points"
-        return f"an SQNR of at least {self.min_sqnr:g} dB"
 
 
 @dataclass(slots=True)
@@ -89,20 +55,6 @@ class Found:
     tried: dict[Floats, Interval] = field(default_factory=dict)
     spent: float = 0.0
     unstable: str = ""
-
-
-def seconds(timing: Timing) -> float:
-    """What a measurement took: its calls, the untimed one of each visit, and warming up."""
-    p = timing.protocol
-    calls = sum(sum(c) + (p.rounds + _WARM_UP) * median(c) for c in timing.calls.values() if c)
-    return (calls + p.warmup_ms * len(timing.calls)) / 1e3
-
-
-def expected(protocol: TimingProtocol, call_ms: float, models: int) -> float:
-    """What measuring ``models`` models (and the A/A control) will take, in seconds."""
-    cell = max(protocol.min_cell_ms, call_ms) + call_ms
-    each = protocol.rounds * cell + max(protocol.warmup_ms, _WARM_UP * call_ms)
-    return (models + 1) * each / 1e3
 
 
 class Search:
@@ -137,12 +89,11 @@ class Search:
     def run(self) -> Found:
         """Profile, look at every region, hold the accuracy, search, measure the finalists."""
         found, goal = self._found, self._goal
+        if not self._steady():
+            return found
         self._say("profiling")
-        self._costs, self._sample_us = sensitivity.costs(
-            self._candidates, self._timings, self._quick, self._feed
-        )
-        found.spent += 3 * self._quick.rounds * self._sample_us / 1e6
-        self._sample_us /= self._quick.batch
+        self._costs = sensitivity.costs(self._candidates, self._timings, self._quick, self._feed)
+        found.spent += 3 * self._quick.rounds * self._call_ms / 1e3
         self._say("looking at every region")
         found.table, looked = sensitivity.rows(
             self._candidates, self._costs, self._sample_us, self._samples,
@@ -158,6 +109,16 @@ class Search:
 
     def _say(self, note: str) -> None:
         self._told(self._found.spent, note)
+
+    def _steady(self) -> bool:
+        """Time fp32 against itself, before much is done on a machine too busy to measure on."""
+        self._say("measuring fp32 against itself")
+        timing = self._timings.measure({FP32: self._model}, self._quick, self._feed)
+        self._found.spent += seconds(timing)
+        self._call_ms = median(timing.calls[FP32])
+        self._sample_us = 1e3 * self._call_ms / self._quick.batch
+        self._found.unstable = (timing.note or "unstable timings") if timing.unstable else ""
+        return not timing.unstable
 
     # accuracy
 
@@ -246,8 +207,7 @@ class Search:
 
     def _fits(self, models: int) -> bool:
         """Whether one more measurement, and the last one, are within the budget."""
-        call = self._sample_us * self._quick.batch / 1e3
-        wanted = expected(self._quick, call, 1 + models)
+        wanted = expected(self._quick, self._call_ms, 1 + models)
         return self._found.spent + wanted <= self._goal.budget * (1 - _FINAL)
 
     def _measure(self, choices: Sequence[Floats]) -> dict[Floats, Interval]:
@@ -286,9 +246,8 @@ class Search:
         if not found.finalists or found.unstable:
             return
         self._say("measuring the finalists")
-        call = self._sample_us * self._quick.batch / 1e3
         least = replace(self._quick, min_cell_ms=50.0, warmup_ms=300.0, rounds=ROUNDS[0])
-        each = expected(least, call, 1 + len(found.finalists)) / ROUNDS[0]
+        each = expected(least, self._call_ms, 1 + len(found.finalists)) / ROUNDS[0]
         left = max(0.0, self._goal.budget - found.spent)
         rounds = min(max(int(left / each), ROUNDS[0]), ROUNDS[1])
         last = replace(least, rounds=rounds, seed=self._quick.seed + 1)

@@ -56,8 +56,8 @@ class Row:
 
 def costs(
     candidates: Candidates, timings: Timings, protocol: TimingProtocol, feed: Mapping[str, Any]
-) -> tuple[Costs, float]:
-    """The cost model from three profiles, and the microseconds of the whole float network.
+) -> Costs:
+    """The cost model from three profiles.
 
     Args:
         candidates: Writes the models to profile.
@@ -77,11 +77,10 @@ def costs(
     in_mixture = profile(mixed) if mixed and candidates.weighted(mixed) else in_int8
     fixed, slope = border_rate(*in_mixture, graph, sizes := candidates.sizes(protocol.batch))
     borders = tuple(fixed + slope * sizes.get(edge.tensor, 0) for edge in candidates.edges)
-    found = Costs(
+    return Costs(
         region_times(*in_float, graph, parts), region_times(*in_int8, graph, parts),
         candidates.edges, borders,
     )  # fmt: skip
-    return found, sum(in_float[1].values())
 
 
 def _executed(path: Path, protocol: TimingProtocol) -> Any:

@@ -95,10 +95,11 @@ def _quantize(
     config: QuantizeConfig, dataset: Dataset, inputs: Inputs, ctx: Context
 ) -> QuantizeReport:
     from compressor.core.tasks import task
-    from compressor.quantization import plain, tune
+    from compressor.quantization.goal import Goal
+    from compressor.quantization.plain import Options
     from compressor.quantization.quality import Labelled
     from compressor.quantization.samples import stored
-    from compressor.quantization.search import Goal
+    from compressor.quantization.tune import place
 
     split = dataset.split("calibration")
     if len(split) < config.calibration:
@@ -109,32 +110,28 @@ def _quantize(
     model, out = one(inputs, "model").path, ctx.workdir / "model.onnx"
     arrays = {name: array[: config.calibration] for name, array in split.inputs.items()}
     samples = stored(arrays, dataset.inputs, model)
-    options = plain.Options(config.target, config.calibrator, config.percentile, config.weight_bits,
-                            config.exclude, config.batch, ctx.threads)  # fmt: skip
+    options = Options(config.target, config.calibrator, config.percentile, config.weight_bits,
+                      config.exclude, config.batch, ctx.threads)  # fmt: skip
 
     def calibrating(done: int) -> None:
         ctx.progress.update(done, config.calibration, "calibrating")
 
-    line = ""
-    if config.placement == "measured":
-        line = tune.foreign(config.target, "placement" in config.model_fields_set)
-    if config.placement == "none" or line:
-        if config.max_drop is not None:
-            raise ConfigError(f"quantize.max_drop: cannot be held, placement is {line}")
-        return plain.quantize(model, out, samples, options, calibrating, line)
+    def told(spent: float, note: str) -> None:
+        ctx.progress.update(min(int(spent), int(config.budget)), int(config.budget), note)
+
     labelled = None
     if config.max_drop is not None:
         val = dataset.split("val")
         labelled = Labelled(
             stored(val.inputs, dataset.inputs, model), val.labels, task(dataset.task)
         )
-    goal = Goal(config.budget, config.min_sqnr, config.max_drop, seed=ctx.seed)
-
-    def told(spent: float, note: str) -> None:
-        ctx.progress.update(min(int(spent), int(config.budget)), int(config.budget), note)
-
-    return tune.tune(model, out, samples, options, goal, ctx.timings, ctx.resume,
-                     labelled=labelled, progress=calibrating, told=told)  # fmt: skip
+    return place(
+        model, out, samples, options,
+        Goal(config.budget, config.min_sqnr, config.max_drop, seed=ctx.seed), ctx.timings,
+        ctx.resume, placement=config.placement,
+        explicit="placement" in config.model_fields_set, labelled=labelled,
+        progress=calibrating, told=told,
+    )  # fmt: skip
 
 
 QUANTIZE = Stage(

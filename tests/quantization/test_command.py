@@ -19,6 +19,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr("compressor.quantization.tune.instruction_set", lambda: "x86")
     put(narrow(), tmp_path / "m.onnx")
     np.savez(tmp_path / "c.npz", x=images(40))
+    np.savez(tmp_path / "e.npz", x=images(40, seed=3), labels=np.zeros(40, np.int64))
     return tmp_path
 
 
@@ -39,7 +40,7 @@ def test_the_default_measures_and_says_the_verdict_first(here, priced):
     assert outcome.out.startswith("int8 is 1.67x [1.67, 1.67] the speed of fp32 on ")
     assert "measuring" in outcome.err
     assert metadata.read(here / "q.onnx")["compressor.placement"].startswith("int8 is 1.67x")
-    assert sorted(p.name for p in here.iterdir()) == ["c.npz", "m.onnx", "q.onnx"]
+    assert sorted(p.name for p in here.iterdir()) == ["c.npz", "e.npz", "m.onnx", "q.onnx"]
 
 
 def test_json_holds_the_table_and_nothing_else_is_printed(here, priced):
@@ -60,7 +61,7 @@ def test_a_killed_search_leaves_its_best_and_goes_on(here, priced, monkeypatch):
     real, calls = Priced.measure, []
 
     def killed(*words):
-        if len(calls) == 1:
+        if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(words)
         return real(*words)
@@ -103,8 +104,6 @@ def test_a_foreign_target_is_written_unmeasured_and_says_so(here, priced):
 
 
 def test_a_drop_is_judged_by_the_labels_given(here, priced):
-    labels = np.zeros(40, np.int64)
-    np.savez(here / "e.npz", x=images(40, seed=3), labels=labels)
     outcome = go("--json", "--max-drop", "100", "--eval", "e.npz")
     assert outcome.code == 0, outcome.err
     assert all(row["alone_int8"]["drop"] is not None for row in outcome.json["regions"])

@@ -11,10 +11,10 @@ from compressor.core.errors import ConfigError, MissingError
 from compressor.core.tasks import CLASSIFICATION
 from compressor.core.types import Timing
 from compressor.quantization.candidates import Journal
+from compressor.quantization.goal import Goal, expected, seconds
 from compressor.quantization.plain import Options, quantize
 from compressor.quantization.quality import Labelled, Quality
 from compressor.quantization.samples import Samples
-from compressor.quantization.search import Goal, expected, seconds
 from compressor.quantization.tune import foreign, tune
 from compressor.runtime import metadata
 from compressor.runtime.profile import fusion, optimized_graph
