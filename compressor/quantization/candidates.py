@@ -125,11 +125,19 @@ class Candidates:
 
     def file(self, floats: Collection[int]) -> Path:
         """The candidate as a file, written if it is not there."""
-        path = self._journal.folder / f"{self._key(floats)}.onnx"
+        path = self.file_of(floats)
         if not path.exists():
             model = self.written(floats)[1].model if self.weighted(floats) else self.graph.model
             files.write_bytes(path, model.SerializeToString(deterministic=True))
         return path
+
+    def drop(self, floats: Collection[int]) -> None:
+        """Remove the file; :meth:`file` writes the same one again."""
+        self.file_of(floats).unlink(missing_ok=True)
+
+    def file_of(self, floats: Collection[int]) -> Path:
+        """Where the candidate is, or would be."""
+        return self._journal.folder / f"{self._key(floats)}.onnx"
 
     def quality(
         self, floats: Collection[int], count: int | None = None, keep: bool = True
@@ -144,11 +152,10 @@ class Candidates:
         key = f"{self._key(floats)}/{count or len(self._judge)}"
         found = self._journal.quality(key)
         if found is None:
-            path = self.file(floats)
-            found = self._judge.look(path, count)
+            found = self._judge.look(self.file(floats), count)
             self._journal.keep(key, found)
             if not keep:
-                path.unlink(missing_ok=True)
+                self.drop(floats)
         return found
 
     def _key(self, floats: Collection[int]) -> str:

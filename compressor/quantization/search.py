@@ -27,6 +27,7 @@ _SENSITIVITY = 1 / 3  # of the budget
 _FINAL = 1 / 4
 _AT_ONCE = 4  # new candidates per measurement
 _PATIENCE = 2  # measurements in a row that found nothing better
+_KEPT = 3  # files per measurement; others are written again if they are needed
 _CLOSE = 0.97
 _HOPELESS = 1.02  # a move that the model expects to cost more than this is not measured
 ROUNDS = (10, 30)  # of the last measurement
@@ -130,6 +131,8 @@ class Search:
                     self._candidates, self._sample_us, self._samples
                 )
                 self._judged[choice] = self._goal.met(self._candidates.quality(choice))
+            if not self._judged[choice]:
+                self._candidates.drop(choice)
         return self._judged[choice]
 
     def _force(self) -> Floats | None:
@@ -221,6 +224,8 @@ class Search:
         speeds = {c: ratio(timing.rounds[FP32], rounds) for c, rounds in self._rounds.items()}
         for choice, speed in speeds.items():
             self._note(choice, speed, timing.unstable)
+        for choice in sorted(choices, key=lambda c: -speeds[c].value)[_KEPT:]:
+            self._candidates.drop(choice)
         self._costs = replace(
             self._costs,
             scale=placement.fit(self._costs, [(c, s.value) for c, s in self._found.tried.items()]),
