@@ -86,6 +86,7 @@ class Search:
         self._told, self._better = told, better
         self._found = Found()
         self._judged: dict[Floats, bool] = {}
+        self._proven = 1.0
 
     def run(self) -> Found:
         """Profile, look at every region, hold the accuracy, search, measure the finalists."""
@@ -140,11 +141,12 @@ class Search:
         if self._met(frozenset()):
             return frozenset()
         order = sensitivity.by_noise(self._found.table)
-        low, high = 0, self._first_step(order)
+        most = len(order) - 1  # one region at least is int8
+        low, high = 0, min(self._first_step(order), most)
         while not self._met(frozenset(order[:high])):
-            if high >= len(order):
+            if high >= most:
                 return None
-            low, high = high, min(2 * high, len(order))
+            low, high = high, min(2 * high, most)
         while high - low > 1:
             middle = (low + high) // 2
             if self._met(frozenset(order[:middle])):
@@ -169,44 +171,48 @@ class Search:
     # latency
 
     def _explore(self, forced: Floats) -> None:
-        proposals = [c for c in placement.first(self._costs, forced) if self._met(c)]
-        self._found.finalists = tuple(proposals[:3])
-        if not proposals or not self._fits(len(proposals)):
+        """Measure the first proposals, then moves around the best, while it helps and fits.
+
+        What leaves more in float than ``forced`` is expected to be accurate enough, and is looked
+        at only when it would be taken.
+        """
+        proposals = self._open(placement.first(self._costs, forced))[: _AT_ONCE + 1]
+        self._found.finalists = tuple(filter(self._met, proposals[:3]))
+        if not self._fits(len(proposals)):
             return
-        speeds = self._measure(proposals)
-        best = max(proposals, key=lambda c: speeds[c].value)
+        best = self._fastest(self._measure(proposals)) or forced
         idle = 0
         while idle < _PATIENCE and not self._found.unstable:
-            near = placement.moves(self._costs, best, forced, self._found.tried)
             limit = _HOPELESS * self._costs.total(best)
-            fresh = self._promising([c for c in near if self._costs.total(c) <= limit])
+            near = placement.moves(self._costs, best, forced, self._found.tried)
+            fresh = [c for c in self._open(near) if self._costs.total(c) <= limit][:_AT_ONCE]
             if not fresh or not self._fits(1 + len(fresh)):
                 break
-            against = self._measure([best, *fresh])
-            winner = max(fresh, key=lambda c: against[c].value)
-            gain = self._gain(best, winner)
-            idle = 0 if gain.low > 1.0 else idle + 1
-            best = winner if gain.low > 1.0 else best
+            speeds = self._measure([best, *fresh])
+            proven = {c: speeds[c] for c in fresh if self._gain(best, c).low > 1.0}
+            winner = self._fastest(proven)
+            idle = 0 if winner is not None else idle + 1
+            best = best if winner is None else winner
         self._found.finalists = self._rank(best, forced)
 
-    def _promising(self, near: Sequence[Floats]) -> list[Floats]:
-        """The first few that are accurate enough; the others are not looked at again."""
-        fresh: list[Floats] = []
-        for choice in near[: 4 * _AT_ONCE]:
-            if self._met(choice):
-                fresh.append(choice)
-            if len(fresh) == _AT_ONCE:
-                break
-        return fresh
+    def _open(self, choices: Sequence[Floats]) -> list[Floats]:
+        """Those that are not known to be too inaccurate."""
+        return [c for c in choices if self._judged.get(c, True)]
+
+    def _fastest(self, speeds: Mapping[Floats, Interval]) -> Floats | None:
+        """The fastest that is accurate enough."""
+        order = sorted(speeds, key=lambda c: (-speeds[c].value, sorted(c)))
+        return next(filter(self._met, order), None)
 
     def _rank(self, best: Floats, forced: Floats) -> tuple[Floats, ...]:
         """The best, the next, and the one with the least float if it is close."""
-        tried = self._found.tried
-        order = sorted(tried, key=lambda c: (-tried[c].value, sorted(c)))
-        near = (
-            [forced] if forced in tried and tried[forced].value > _CLOSE * tried[best].value else []
-        )
-        return tuple(dict.fromkeys([best, *order[:2], *near]))[:3]
+        tried = dict(self._found.tried)
+        close = forced in tried and tried[forced].value > _CLOSE * tried[best].value
+        found = [best, *([forced] if close and forced != best else [])]
+        for choice in found:
+            tried.pop(choice, None)
+        second = self._fastest(tried)
+        return tuple(found if second is None else [*found, second])
 
     def _fits(self, models: int) -> bool:
         """Whether one more measurement, and the last one, are within the budget."""
@@ -233,9 +239,9 @@ class Search:
         return speeds
 
     def _note(self, choice: Floats, speed: Interval, unstable: bool) -> None:
-        known = [s.value for s in self._found.tried.values()]
         self._found.tried.setdefault(choice, speed)
-        if not unstable and speed.low > 1.0 and speed.value > max(known, default=1.0):
+        if not unstable and speed.low > 1.0 and speed.value > self._proven and self._met(choice):
+            self._proven = speed.value
             self._better(choice, speed)
 
     def _gain(self, before: Floats, after: Floats) -> Interval:

@@ -10,10 +10,10 @@ import pytest
 from compressor.core.errors import ConfigError, MissingError
 from compressor.core.tasks import CLASSIFICATION
 from compressor.core.types import Timing
-from compressor.quantization.candidates import Journal
+from compressor.quantization.candidates import Candidates, Journal
 from compressor.quantization.goal import Goal, expected, seconds
 from compressor.quantization.plain import Options, quantize
-from compressor.quantization.quality import Labelled, Quality
+from compressor.quantization.quality import Judge, Labelled, Quality
 from compressor.quantization.samples import Samples
 from compressor.quantization.tune import foreign, tune
 from compressor.runtime import metadata
@@ -279,3 +279,38 @@ def test_excluded_and_chosen_float_layers_stay_apart(tmp_path):
     _, report = go(tmp_path, Priced(dear={"Conv_b"}), exclude=("Conv_c",))
     reasons = {layer.name: layer.reason for layer in report.layers if layer.form == "float"}
     assert reasons == {"Conv_b": "faster so in this place", "Conv_c": "excluded"}
+
+
+def test_the_choice_that_is_saved_and_shipped_is_always_accurate_enough(tmp_path):
+    goal = Goal(min_sqnr=41.0)
+    _, report = go(tmp_path, Priced(dear={"Conv_d"}, border=0.0), zoo(), goal)
+    assert report.sqnr["y"] >= 41.0
+    forms = {row["name"]: row["reason"] for row in report.rows if row["form"] == "float"}
+    assert "float for accuracy" in forms.values()
+    assert forms["Conv_d"] == "faster so in this place"
+    best = tmp_path / "out.tune" / "best.onnx"
+    judge = Judge(tmp_path / "fp32.onnx", Samples({"x": FEED["x"][4::5]}))
+    assert judge.look(best).worst >= 41.0
+
+
+@pytest.mark.parametrize("needed", [1, 3, 6])
+def test_the_fewest_of_the_most_sensitive_regions_are_forced(tmp_path, monkeypatch, needed):
+    """Whatever the first estimate says, doubling and halving ends at the least prefix."""
+    from compressor.quantization import goal as room
+
+    def met(self, quality):
+        return quality.worst >= 100.0 or len(LOOKED[-1]) >= needed
+
+    LOOKED = []
+    real = Candidates.quality
+    monkeypatch.setattr(
+        Candidates, "quality", lambda self, f, *a, **k: LOOKED.append(f) or real(self, f, *a, **k)
+    )
+    monkeypatch.setattr(room.Goal, "met", met)
+    _, report = go(tmp_path, Priced(border=0.0), zoo())
+    forced = report.table()["placement"]["forced"]
+    assert len(forced) == needed
+    noise = {row["name"]: -row["alone_int8"]["sqnr"]["y"] for row in report.rows}
+    assert sorted(noise, key=noise.get, reverse=True)[:needed] == sorted(
+        forced, key=noise.get, reverse=True
+    )
