@@ -50,7 +50,8 @@ def decide(
 
     where = f"on {cpu_name()}, {protocol.threads} thread(s), batch {protocol.batch}"
     if found.unstable:
-        return None, f"fp32 kept: the timings are unstable ({found.unstable}) {where}"
+        again = "measure again when the machine is quiet (`run --rebench` in a pipeline)"
+        return None, f"fp32 kept: the timings are unstable ({found.unstable}) {where}; {again}"
     if found.forced is None:
         return None, f"fp32 kept: no int8 layer leaves {goal.words()}"
     if found.last is None:
