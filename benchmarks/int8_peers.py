@@ -30,7 +30,7 @@ from compressor.core.environment import instruction_set, machine
 from compressor.core.files import write_json, write_text
 from compressor.core.hashing import digest_path
 from compressor.core.types import Timing, TimingProtocol
-from compressor.quantization.plain import compare
+from compressor.quantization.quality import compare
 from compressor.quantization.samples import Samples
 from compressor.runtime.timing import AA, aa_ratio, feed_digest, interleave, table
 

@@ -29,7 +29,7 @@ from compressor.core.files import write_json, write_text
 from compressor.core.store import Store
 from compressor.core.types import DATASET, ONNX
 from compressor.data import dataset
-from compressor.quantization.plain import decibel
+from compressor.quantization.quality import decibel
 from compressor.runtime import metadata, predict
 from compressor.stats.paired import compare
 

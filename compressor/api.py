@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from compressor.core import environment, files, results
 from compressor.core.errors import ConfigError, suggestion
@@ -22,6 +22,7 @@ from compressor.pipeline.wiring import Pipeline
 
 if TYPE_CHECKING:
     from compressor.quantization.plain import QuantizeReport
+    from compressor.quantization.quality import Labelled
 
 StrPath = str | os.PathLike[str]
 
@@ -211,20 +212,81 @@ def bench(
     return interleave(named([Path(m) for m in models]), protocol, feed)
 
 
-def quantize(model: StrPath, out: StrPath, calibration: StrPath, **options: Any) -> QuantizeReport:
+def quantize(
+    model: StrPath,
+    out: StrPath,
+    calibration: StrPath,
+    *,
+    placement: Literal["measured", "none"] | None = None,
+    budget: float = 180.0,
+    min_sqnr: float = 25.0,
+    max_drop: float | None = None,
+    labelled: StrPath | None = None,
+    told: Callable[[float, str], None] = lambda spent, note: None,
+    **options: Any,
+) -> QuantizeReport:
     """Make an int8 file of an ONNX model trained elsewhere.
+
+    A measured placement leaves its state in ``OUT.tune`` when it is interrupted, with the best
+    model so far as ``best.onnx``, and goes on from it when it is called again.
 
     Args:
         model: The fp32 file.
-        out: Where the int8 file goes, written atomically.
+        out: Where the result goes, written atomically: int8 where it pays on this machine, or
+            the fp32 model if int8 pays nowhere.
         calibration: ``.npz`` with one array per model input, first axis samples.
+        placement: ``measured``, or ``none`` for int8 throughout; None measures if ``target`` is
+            this machine's.
+        budget: Seconds for what is measured.
+        min_sqnr: Least SQNR in dB of every output on the held-out samples.
+        max_drop: Instead, the largest drop in accuracy on ``labelled``, in points.
+        labelled: ``.npz`` with one array per model input and ``labels`` (classes).
+        told: Told seconds spent and what is being done.
         options: Fields of :class:`compressor.quantization.plain.Options`.
-    """
-    from compressor.data.arrays import read_npz
-    from compressor.quantization import plain
 
+    Raises:
+        ConfigError: The files, or ``max_drop`` without labels or without a measured placement.
+        MissingError: ``measured`` asked for a target that this machine is not.
+    """
+    from compressor.core.hashing import digest_file
+    from compressor.data.arrays import read_npz
+    from compressor.pipeline.timings import StoredTimings
+    from compressor.quantization.goal import Goal
+    from compressor.quantization.plain import Options
+    from compressor.quantization.tune import place
+
+    if max_drop is not None and labelled is None:
+        raise ConfigError("max_drop: needs labels; give --eval Y.npz with the inputs and `labels`")
     samples = read_npz(Path(calibration), MAX_NPZ_BYTES)
-    return plain.quantize(Path(model), Path(out), samples, plain.Options(**options))
+    judged = None if labelled is None else _labelled(Path(labelled))
+    state = Path(f"{os.fspath(out)}.tune")
+    given = [Path(p) for p in (calibration, labelled) if p is not None]
+    report = place(
+        Path(model), Path(out), samples, Options(**options), Goal(budget, min_sqnr, max_drop),
+        StoredTimings(Store(state)), state, placement=placement or "measured",
+        explicit=placement is not None, labelled=judged,
+        identity=" ".join(map(digest_file, given)), told=told,
+    )  # fmt: skip
+    files.remove(state)
+    return report
+
+
+def _labelled(path: Path) -> Labelled:
+    """Inputs and class labels of an ``.npz``. Raises ConfigError."""
+    from compressor.core.tasks import CLASSIFICATION
+    from compressor.data.arrays import read_npz
+    from compressor.quantization.quality import Labelled
+    from compressor.quantization.samples import Samples
+
+    arrays = read_npz(path, MAX_NPZ_BYTES)
+    labels = arrays.pop("labels", None)
+    lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
+    if labels is None or labels.ndim != 1 or set(lengths.values()) != {len(labels)}:
+        raise ConfigError(
+            f"{path}: needs `labels` [n] and one array [n, ...] per model input; got "
+            f"labels {None if labels is None else list(labels.shape)}, samples {lengths}"
+        )
+    return Labelled(Samples(arrays), labels, CLASSIFICATION)
 
 
 def verify(bundle: StrPath) -> Any:

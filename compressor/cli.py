@@ -19,6 +19,26 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 _THERE = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
+class _Seconds(click.ParamType[float]):
+    """``90``, ``90s``, ``3m`` or ``1h``."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        from compressor.core.config import seconds
+
+        found = seconds(f"{value}s" if str(value).replace(".", "", 1).isdigit() else value)
+        if not isinstance(found, float) or found <= 0:
+            self.fail(f"{value!r} is not a time above 0 such as 90s or 3m", param, ctx)
+        return found
+
+
+def _spent(seconds: float, note: str) -> None:
+    """Progress of a search, on stderr."""
+    if not (FLAGS.quiet or FLAGS.json):
+        click.echo(f"{seconds:5.0f} s  {note}", err=True)
+
+
 class Flags:
     """What --quiet, --debug and --json said, before or behind the command."""
 
@@ -202,16 +222,31 @@ def bench(models: Sequence[Path], **options: Any) -> None:
     help="Calibration method.",
 )
 @click.option("--exclude", multiple=True, metavar="NODE", help="Keep a node or op type float.")
+@click.option(
+    "--placement",
+    type=click.Choice(["measured", "none"]),
+    help="Where int8 pays, by measurement [default], or everywhere.",
+)
+@click.option("--budget", type=_Seconds(), default="3m", show_default=True, help="For measuring.")
+@click.option("--min-sqnr", type=float, default=25.0, show_default=True, help="Least dB kept.")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="Points, instead; needs --eval.")
+@click.option("--eval", "labelled", type=_FILE, help=".npz: the inputs and `labels`.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 def quantize(model: Path, calibration: Path, out: Path, force: bool, **options: Any) -> None:
-    """Make an int8 file of an ONNX model trained elsewhere."""
+    """Make an int8 file of an ONNX model trained elsewhere.
+
+    It is never slower than the float one on this machine: layers that lose stay float, and the
+    float model is written if int8 pays nowhere. Interrupted, it goes on from OUT.tune.
+    """
     from compressor import api
     from compressor.core.errors import ConfigError
     from compressor.report import table
 
     if out.exists() and not force:
         raise ConfigError(f"-o {out}: exists; give another name or --force")
-    report = api.quantize(model, out, calibration, **options)
+    if options["max_drop"] is not None and options["labelled"] is None:
+        raise ConfigError("--max-drop: needs --eval Y.npz with one array per input and `labels`")
+    report = api.quantize(model, out, calibration, told=_spent, **options)
     _print(report.table(), table.quantize_text(report, out))
 
 

@@ -206,6 +206,17 @@ class Timings(Protocol):
                 None feeds random values of the model's own shapes.
         """
 
+    def profile(
+        self, model: Path, protocol: TimingProtocol, feed: Mapping[str, Any] | None = None
+    ) -> Mapping[str, float]:
+        """Microseconds of each node of the graph that the runtime executes.
+
+        Args:
+            model: ONNX file.
+            protocol: ``rounds`` calls at its batch, threads and provider.
+            feed: As for :meth:`measure`; the first batch of it is used.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -260,7 +271,8 @@ class Stage(Generic[C]):
             inputs. Otherwise the spec of the input named ``model`` is inherited.
         deterministic: The same key gives the same bytes.
         measures: The result depends on latency, so the machine's fingerprint joins the key and
-            ``--rebench`` makes it stale.
+            ``--rebench`` makes it stale; a function where it depends on the config. Ask
+            :meth:`measures_with`.
         needs_extra: Import names that must be importable, e.g. ``("torch",)``.
     """
 
@@ -273,8 +285,12 @@ class Stage(Generic[C]):
     code: Callable[[C], Sequence[str]] = no_code
     spec: Callable[[C, Inputs], ModelSpec] | None = None
     deterministic: bool = True
-    measures: bool = False
+    measures: bool | Callable[[C], bool] = False
     needs_extra: tuple[str, ...] = ()
+
+    def measures_with(self, config: C) -> bool:
+        """Whether a run with this config depends on latency."""
+        return self.measures(config) if callable(self.measures) else self.measures
 
 
 def one(inputs: Inputs, name: str) -> Artifact:

@@ -126,7 +126,7 @@ class _Runner:
         node, store = self._node, self._store
         parts = self._state.parts(node)
         key = keys.digest(parts)
-        again = self._options.rebench and node.stage.measures
+        again = self._options.rebench and node.stage.measures_with(node.config)
         entry = None if again else store.lookup(key)
         if entry is None and node.stem in self._options.accept_code:
             entry = self._accepted(key, parts)
@@ -202,7 +202,9 @@ class _Runner:
         node = self._node
         try:
             with files.faults(context.workdir):
-                if node.stage.measures:  # measuring takes the machine for itself when it must
+                if node.stage.measures_with(
+                    node.config
+                ):  # measuring takes the machine for itself when it must
                     return node.stage.run(node.config, self._state.inputs(node), context)
                 with MACHINE.share():
                     return node.stage.run(node.config, self._state.inputs(node), context)

@@ -76,7 +76,7 @@ def parts(
     }
     if code.libraries & _COMPUTE:
         found |= {"device": s.device, "threads": s.threads, "cpu": feature_class()}
-    if node.stage.measures:
+    if node.stage.measures_with(node.config):
         found["machine"] = machine_fingerprint()
     return found
 

@@ -53,7 +53,7 @@ def _step(pipeline: Pipeline, state: State, node: Node, rebench: bool) -> Step:
     except (ConfigError, MissingError) as error:
         return Step(node, STALE, str(error), last, code)
     entry = state.store.read(keys.digest(parts))
-    if entry is not None and not (rebench and node.stage.measures):
+    if entry is not None and not (rebench and node.stage.measures_with(node.config)):
         state.finish(node, entry)
         return Step(node, CACHED, "", entry.seconds, code)
     if entry is not None:

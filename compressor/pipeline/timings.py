@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ from compressor.core.source import behind
 from compressor.core.store import Store
 from compressor.core.types import Timing, TimingProtocol
 
+
+@dataclasses.dataclass(frozen=True)
+class _Profile:
+    nodes: dict[str, float]
+    digest: str
+
+
 _TIMING = TypeAdapter(Timing)
+_PROFILE = TypeAdapter(_Profile)
 CONTROL = "A/A"
 _MEASURES = "compressor.runtime.timing:interleave"
 
@@ -42,15 +50,7 @@ class StoredTimings:
         feed: Mapping[str, Any] | None = None,
     ) -> Timing:
         """See :class:`compressor.core.types.Timings`."""
-        key = digest_json(
-            {
-                "models": [digest_file(path) for path in models.values()],
-                "machine": machine_fingerprint(),
-                "protocol": dataclasses.asdict(protocol),
-                "code": behind([_MEASURES]).modules,
-            }
-        )
-        path = self._store.root / "timings" / f"{key}.json"
+        key, path = self._place([*models.values()], protocol)
         stored = None if self._again and key not in self._fresh else _load(path)
         if stored is None:
             from compressor.runtime.timing import interleave
@@ -63,6 +63,45 @@ class StoredTimings:
             self._fresh.add(key)
         self.read.append(stored.digest)
         return _renamed(stored, {str(i): n for i, n in enumerate(models)})
+
+    def profile(
+        self, model: Path, protocol: TimingProtocol, feed: Mapping[str, Any] | None = None
+    ) -> Mapping[str, float]:
+        """See :class:`compressor.core.types.Timings`."""
+        key, path = self._place([model], protocol, profile=True)
+        found = None if self._again and key not in self._fresh else _load_profile(path)
+        if found is None:
+            from compressor.runtime.profile import profiled
+
+            found = dict(profiled(model, protocol, feed))
+            files.write_json(path, {"nodes": found, "digest": digest_json(found)})
+            self._fresh.add(key)
+        self.read.append(digest_json(found))
+        return found
+
+    def _place(
+        self, models: Sequence[Path], protocol: TimingProtocol, **more: bool
+    ) -> tuple[str, Path]:
+        """Key and file of a measurement."""
+        key = digest_json(
+            {
+                "models": [digest_file(path) for path in models],
+                "machine": machine_fingerprint(),
+                "protocol": dataclasses.asdict(protocol),
+                "code": behind([_MEASURES]).modules,
+                **more,
+            }
+        )
+        return key, self._store.root / "timings" / f"{key}.json"
+
+
+def _load_profile(path: Path) -> dict[str, float] | None:
+    """A stored profile; None if absent or damaged."""
+    try:
+        stored = _PROFILE.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return stored.nodes if digest_json(stored.nodes) == stored.digest else None
 
 
 def _load(path: Path) -> Timing | None:

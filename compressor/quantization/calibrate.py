@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,14 @@ class Calibration:
         samples: How many samples were read.
         warnings: One sentence each, naming the tensor or the input.
         broken: Tensors that held NaN or Inf.
+        sizes: Tensor name to the most elements that one sample of it had.
     """
 
     ranges: Mapping[str, Range]
     samples: int
     warnings: tuple[str, ...]
     broken: frozenset[str]
+    sizes: Mapping[str, int] = field(default_factory=dict, repr=False)
 
 
 def calibrate(
@@ -96,7 +98,8 @@ def calibrate(
         _second_pass(graph, seen, sizes, feeds, threads, budget, progress)
         ranges.update({n: h.range(method, percentile) for n, h in seen.items()})
     warnings = [*watch.warnings(), *_warnings(extremes)]
-    return Calibration(ranges, watch.samples, tuple(warnings), frozenset({*wanted} - {*good}))
+    broken = frozenset({*wanted} - {*good})
+    return Calibration(ranges, watch.samples, tuple(warnings), broken, sizes)
 
 
 class _Watch:

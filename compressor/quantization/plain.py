@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from compressor.core.environment import instruction_set
@@ -18,6 +17,7 @@ from compressor.quantization.calibrate import Calibration
 from compressor.quantization.graph import Array, Graph
 from compressor.quantization.observers import METHODS, Method
 from compressor.quantization.qdq import Written
+from compressor.quantization.quality import compare
 from compressor.quantization.samples import Samples, check, split
 from compressor.quantization.select import Selection, select
 from compressor.quantization.target import Target, TargetName, WeightBits, resolve
@@ -84,6 +84,7 @@ class QuantizeReport:
         held_out: How many samples measured this.
         warnings: From calibration and fusion.
         target: The resolved target and its reason.
+        verdict: One line about the placement; empty where none was asked for.
     """
 
     layers: tuple[Layer, ...]
@@ -95,6 +96,7 @@ class QuantizeReport:
     warnings: tuple[str, ...]
     target: Target
     calibration: Calibration = field(repr=False)
+    verdict: str = ""
 
     def table(self) -> dict[str, Any]:
         """JSON-able: everything but the raw ranges."""
@@ -108,6 +110,7 @@ class QuantizeReport:
             "float_convs": list(self.float_convs),
             "warnings": list(self.warnings),
             "layers": [asdict(layer) for layer in self.layers],
+            **({"verdict": self.verdict} if self.verdict else {}),
         }
 
 
@@ -117,6 +120,7 @@ def quantize(
     calibration: Mapping[str, Array] | Samples,
     options: Options = Options(),
     progress: Callable[[int], None] = lambda samples: None,
+    verdict: str = "",
 ) -> QuantizeReport:
     """Quantize an ONNX file to int8 (QDQ).
 
@@ -127,6 +131,7 @@ def quantize(
             :class:`.samples.Samples`. Every fifth is held out and measures the result.
         options: See :class:`Options`.
         progress: Told how many samples calibration has read.
+        verdict: Why the placement was not measured, if it should have been; into the metadata.
 
     Raises:
         ConfigError: The model or the samples cannot be used; see :mod:`.prepare`.
@@ -144,21 +149,22 @@ def quantize(
     target = resolve(options.target, options.weight_bits)
     selection, found = calibrated(graph, feeds, options, progress)
     written = qdq.write(graph, selection, found.ranges, target)
-    _metadata_(written.model, target, options, found.samples)
+    describe_(written.model, target, options, found.samples, verdict)
     onnx.checker.check_model(written.model)
     write_bytes(out, written.model.SerializeToString(deterministic=True))
-    unfused = _unfused(out, target, selection)
+    left = unfused(out, target, selection)
     sqnr, agreement = compare(model, out, held, batch, options.threads)
     return QuantizeReport(
-        layers=_layers(graph, selection, written),
+        layers=layers(graph, selection, written),
         quantized=len(selection.kinds),
-        float_convs=unfused,
+        float_convs=left,
         sqnr=sqnr,
         agreement=agreement,
         held_out=len(held),
-        warnings=(*found.warnings, *(f"{n}: runs in float" for n in unfused)),
+        warnings=(*found.warnings, *(f"{n}: runs in float" for n in left)),
         target=target,
         calibration=found,
+        verdict=verdict,
     )
 
 
@@ -167,8 +173,11 @@ def calibrated(
     feeds: calibrate.Feeds,
     options: Options,
     progress: Callable[[int], None] = lambda samples: None,
+    tensors: Callable[[Selection], Sequence[str]] = Selection.ranges_needed,
 ) -> tuple[Selection, Calibration]:
     """Select and calibrate; layers that touch NaN or Inf are left float.
+
+    ``tensors`` says which ranges are wanted, at least those that the selection needs.
 
     Raises:
         StageError: Nothing is left to quantize.
@@ -176,7 +185,7 @@ def calibrated(
     selection = select(graph, options.exclude)
     _must_hold(selection, graph)
     found = calibrate.calibrate(
-        graph, selection.ranges_needed(), feeds, method=options.method,
+        graph, tensors(selection), feeds, method=options.method,
         percentile=options.percentile, threads=options.threads, progress=progress,
     )  # fmt: skip
     exclude = set(options.exclude)
@@ -189,7 +198,7 @@ def calibrated(
         selection = select(graph, exclude)
         _must_hold(selection, graph)
         known = {*found.ranges, *found.broken}
-        missing = [t for t in selection.ranges_needed() if t not in known]
+        missing = [t for t in tensors(selection) if t not in known]
         if not missing:
             continue
         more = calibrate.calibrate(
@@ -199,6 +208,7 @@ def calibrated(
         found = replace(
             found,
             ranges={**found.ranges, **more.ranges},
+            sizes={**found.sizes, **more.sizes},
             broken=found.broken | more.broken,
             warnings=tuple(dict.fromkeys([*found.warnings, *more.warnings])),
         )
@@ -225,46 +235,8 @@ def check_exclude(graph: Graph, exclude: Collection[str]) -> None:
         )
 
 
-def compare(
-    reference: Path,
-    candidate: Path,
-    samples: Samples,
-    batch: int,
-    threads: int = 1,
-    provider: str = "cpu",
-) -> tuple[dict[str, float], float | None]:
-    """SQNR in dB per float output, and top-1 agreement in percent, with real kernels."""
-    from compressor.runtime.session import open_session
-
-    files = (reference, candidate)
-    sessions = [open_session(p, provider=provider, threads=threads) for p in files]
-    names = [o.name for o in sessions[0].get_outputs() if o.type == "tensor(float)"]
-    signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    same = total = 0
-    classes = True
-    for feed in samples.feeds(batch)():
-        one, two = (s.run(names, dict(feed)) for s in sessions)
-        for name, a, b in zip(names, one, two, strict=True):
-            signal[name] += float((a.astype(np.float64) ** 2).sum())
-            noise[name] += float(((a.astype(np.float64) - b) ** 2).sum())
-        classes = classes and bool(one) and one[0].ndim == 2 and one[0].shape[1] > 1
-        if classes:
-            same += int((one[0].argmax(axis=1) == two[0].argmax(axis=1)).sum())
-            total += len(one[0])
-    sqnr = {n: decibel(signal[n], noise[n]) for n in names}
-    return sqnr, 100.0 * same / total if classes and total else None
-
-
-def decibel(signal: float, noise: float) -> float:
-    """``10 log10(signal / noise)``, between -200 and 200; not-a-number counts as -200."""
-    if not np.isfinite(signal) or not np.isfinite(noise):
-        return -200.0
-    if noise == 0.0:
-        return 200.0
-    return float(np.clip(10 * np.log10(max(signal, 1e-300) / noise), -200.0, 200.0))
-
-
-def _unfused(path: Path, target: Target, selection: Selection) -> tuple[str, ...]:
+def unfused(path: Path, target: Target, selection: Selection) -> tuple[str, ...]:
+    """Convolutions that were to be int8 and run in float."""
     from compressor.runtime.profile import fusion
 
     # Off ARM, the runtime fuses s8 activations only when told so; the file is meant for ARM.
@@ -273,7 +245,8 @@ def _unfused(path: Path, target: Target, selection: Selection) -> tuple[str, ...
     return tuple(n for n in report.float_convs if n in selection.kinds)
 
 
-def _layers(graph: Graph, selection: Selection, written: Written) -> tuple[Layer, ...]:
+def layers(graph: Graph, selection: Selection, written: Written) -> tuple[Layer, ...]:
+    """The rows of the table."""
     rows = []
     for node in graph.nodes:
         if node.name in selection.floats:
@@ -288,7 +261,10 @@ def _layers(graph: Graph, selection: Selection, written: Written) -> tuple[Layer
     return tuple(rows)
 
 
-def _metadata_(model: onnx.ModelProto, target: Target, options: Options, samples: int) -> None:
+def describe_(
+    model: onnx.ModelProto, target: Target, options: Options, samples: int, placement: str = ""
+) -> None:
+    """Write the metadata of an int8 model; ``placement`` says how it was decided."""
     from compressor.runtime import metadata
 
     model.producer_name = "compressor"
@@ -300,5 +276,6 @@ def _metadata_(model: onnx.ModelProto, target: Target, options: Options, samples
             "compressor.target_reason": target.reason,
             "compressor.weight_bits": {"proven": "7-8"}.get(target.bits, target.bits),
             "compressor.calibration": f"{options.method}, {samples} samples",
+            **({metadata.PLACEMENT: placement} if placement else {}),
         },
     )

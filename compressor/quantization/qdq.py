@@ -41,12 +41,16 @@ class Written:
     tensors: dict[str, Parameters] = field(default_factory=dict)
 
 
+WeightCache = dict[tuple[str, bytes, str], QuantizedWeight]
+
+
 def write(
     graph: Graph,
     selection: Selection,
     ranges: Mapping[str, Range],
     target: Target,
     rounding: Mapping[str, NDArray[np.int8]] = MappingProxyType({}),
+    cache: WeightCache | None = None,
 ) -> Written:
     """Write the QDQ form of ``graph``.
 
@@ -57,8 +61,11 @@ def write(
         target: Decides the integers.
         rounding: Weighted node name to integers that replace the nearest ones, see
             :func:`.weights.quantize_weight`.
+        cache: Kept by a caller that writes the same graph again with the same ``rounding``:
+            weights are quantized once.
     """
-    return _Writer(graph, selection, ranges, target, rounding).write()
+    known = {} if cache is None else cache
+    return _Writer(graph, selection, ranges, target, rounding, known).write()
 
 
 class _Writer:
@@ -69,8 +76,10 @@ class _Writer:
         ranges: Mapping[str, Range],
         target: Target,
         rounding: Mapping[str, NDArray[np.int8]],
+        cache: WeightCache,
     ) -> None:
         self.graph, self.selection, self.target = graph, selection, target
+        self._cache = cache
         model = ModelProto()
         model.CopyFrom(graph.model)
         del model.graph.node[:]
@@ -213,10 +222,13 @@ class _Writer:
         if bias is not None:
             bias = np.broadcast_to(bias.reshape(-1), (len(rows),)).astype(np.float32)
         scale = self._parameters(node.input[0]).scale
-        quantized = quantize_weight(
-            np.ascontiguousarray(rows), bias, scale, self.target.bits,
-            self._rounding.get(node.name),
-        )  # fmt: skip
+        key = (node.name, scale.tobytes(), self.target.bits)
+        if key not in self._cache:
+            self._cache[key] = quantize_weight(
+                np.ascontiguousarray(rows), bias, scale, self.target.bits,
+                self._rounding.get(node.name),
+            )  # fmt: skip
+        quantized = self._cache[key]
         self.written.weights[node.name] = quantized
         straight = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
         values = quantized.values if straight else quantized.values.T

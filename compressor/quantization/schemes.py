@@ -18,7 +18,7 @@ from onnx import ModelProto
 from compressor.core.errors import ConfigError, MissingError
 from compressor.core.files import write_bytes
 from compressor.export.formats import to_fp16
-from compressor.quantization import plain, prepare
+from compressor.quantization import plain, prepare, quality
 from compressor.quantization.dynamic import dynamic
 from compressor.quantization.graph import Array, Graph
 from compressor.quantization.plain import Layer, Options, QuantizeReport
@@ -118,7 +118,7 @@ def quantize(
     if len(whole) == 0:
         raise ConfigError(f"calibration: {len(given)} samples; the model's fixed batch is {fixed}")
     provider, said = _provider(scheme, device)
-    sqnr, agreement = plain.compare(model, out, whole, batch, options.threads, provider)
+    sqnr, agreement = quality.compare(model, out, whole, batch, options.threads, provider)
     return SchemeReport(scheme, aim, made.layers, sqnr, agreement, len(whole),
                         (*made.warnings, *said), provider)  # fmt: skip
 

@@ -130,6 +130,7 @@ def quantize_text(report: Any, out: object) -> str:
     close = ", ".join(f"{name} {db:.1f} dB" for name, db in report.sqnr.items())
     agreement = "" if report.agreement is None else f", top-1 agreement {report.agreement:.2f} %"
     lines = [
+        *([report.verdict] if report.verdict else []),
         f"wrote {out}: {report.quantized} of {len(report.layers)} layers in int8",
         f"against fp32 on {report.held_out} held-out samples: SQNR {close}{agreement}",
         f"target {report.target.name}: {report.target.reason}",

@@ -39,6 +39,14 @@ def open_call(path: Path, protocol: TimingProtocol, feed: Mapping[str, Any] | No
     return call
 
 
+def first_batch(
+    path: Path, protocol: TimingProtocol, feed: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The first batch that :func:`open_call` would run."""
+    session = open_session(path, provider=protocol.provider, threads=protocol.threads)
+    return _batches(session, path, protocol, feed)[0]
+
+
 def _cycle(n: int) -> Iterator[int]:
     while True:
         yield from range(n)

@@ -28,6 +28,7 @@ SOURCE = "compressor.source"  # digest of the checkpoint
 DATASET = "compressor.dataset"  # fingerprint of the data that the labels belong to
 PRECISION = "compressor.precision"  # fp32 | fp16 | int8 | int4
 TARGET = "compressor.target"  # instruction set or provider that the file was made for
+PLACEMENT = "compressor.placement"  # how it was decided which layers are int8, in words
 
 _INPUTS = TypeAdapter(dict[str, InputSpec])
 

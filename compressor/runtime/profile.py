@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from compressor.core.errors import ConfigError
+from compressor.core.types import TimingProtocol
 from compressor.runtime.session import open_session
 
 _FLOAT_CONVS = {"Conv", "FusedConv", "ConvTranspose"}
@@ -117,6 +118,19 @@ def _conv_before(output: str, made: Mapping[str, Any]) -> Any:
                 return node
         front = [name for node in nodes for name in node.input]
     return None
+
+
+def profiled(
+    path: Path, protocol: TimingProtocol, feed: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """:func:`node_times` by a protocol, alone on the machine; the first batch is fed."""
+    from compressor.core.locks import MACHINE
+    from compressor.runtime.calls import first_batch
+
+    batch = first_batch(path, protocol, feed)
+    with MACHINE.alone():
+        return node_times(path, batch, runs=protocol.rounds, provider=protocol.provider,
+                          threads=protocol.threads)  # fmt: skip
 
 
 def node_times(

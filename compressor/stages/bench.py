@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from compressor.core.config import Config
+from compressor.core.config import Config, seconds
 from compressor.core.environment import machine
 from compressor.core.types import (
     DATASET,
@@ -26,13 +25,6 @@ from compressor.core.types import (
 )
 
 Count = Annotated[int, Field(ge=1)]
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-def _seconds(value: Any) -> Any:
-    """``90``, ``"90s"``, ``"3m"`` or ``"1h"`` in seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value) if isinstance(value, str) else None
-    return float(found[1]) * _UNITS[found[2]] if found else value
 
 
 class BenchConfig(Config):
@@ -55,7 +47,7 @@ class BenchConfig(Config):
     rounds: int = Field(default=30, ge=10)
     min_cell_ms: float = Field(default=50.0, ge=0)
     warmup_ms: float = Field(default=500.0, ge=0)
-    budget: Annotated[float, BeforeValidator(_seconds), Field(gt=0)] | None = None
+    budget: Annotated[float, BeforeValidator(seconds), Field(gt=0)] | None = None
     memory: int = Field(default=3, ge=0)
 
 

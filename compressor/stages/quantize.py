@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from compressor.core.config import Config
+from compressor.core.config import Config, seconds
 from compressor.core.errors import ConfigError
 from compressor.core.files import write_json
 from compressor.core.types import (
@@ -22,6 +22,11 @@ from compressor.core.types import (
     one,
 )
 
+if TYPE_CHECKING:
+    from compressor.data import Dataset
+    from compressor.quantization.plain import QuantizeReport
+    from compressor.quantization.schemes import SchemeReport
+
 
 class QuantizeConfig(Config):
     """How a model becomes int8.
@@ -36,7 +41,12 @@ class QuantizeConfig(Config):
         batch: Samples per call while calibrating.
         weight_bits: ``auto`` follows the target.
         exclude: Node names, output tensors or operator types that stay float.
-        placement: ``none``: everything that can be int8 is.
+        placement: ``measured``: int8 where it pays on this machine (1 thread, batch 1), float
+            where it does not, the fp32 model if int8 pays nowhere; ``none``: everything that can
+            be int8 is. A target other than this machine's is not measured.
+        budget: ``90s`` or ``3m`` for all that is measured.
+        min_sqnr: Least SQNR in dB of every output, held by leaving sensitive layers float.
+        max_drop: Instead of it, the largest drop in points on the val split.
     """
 
     target: Literal["portable", "x86-vnni", "arm64", "host"] = "portable"
@@ -47,35 +57,31 @@ class QuantizeConfig(Config):
     batch: Annotated[int, Field(ge=1)] = 32
     weight_bits: Literal["auto", 7, 8] = "auto"
     exclude: tuple[str, ...] = ()
-    placement: Literal["none"] = "none"
+    placement: Literal["measured", "none"] = "measured"
+    budget: Annotated[float, BeforeValidator(seconds), Field(gt=0)] = 180.0
+    min_sqnr: float = 25.0
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _measured(self) -> QuantizeConfig:
+        if self.placement == "none" and self.max_drop is not None:
+            raise ValueError("max_drop is held by placement: measured; placement is none")
+        return self
+
+
+def _measures(config: QuantizeConfig) -> bool:
+    """Only what depends on this machine's latency is bound to it."""
+    return config.scheme == "int8" and config.placement == "measured"
 
 
 def _run(config: QuantizeConfig, inputs: Inputs, ctx: Context) -> StageResult:
     from compressor.data import load
-    from compressor.quantization.plain import Options
-    from compressor.quantization.samples import stored
-    from compressor.quantization.schemes import quantize
 
     dataset = load(one(inputs, "data").path)
-    split = dataset.split("calibration")
-    if len(split) < config.calibration:
-        raise ConfigError(
-            f"quantize.calibration: {config.calibration} samples asked for, the dataset's "
-            f"calibration split has {len(split)}; lower it, or give the data stage more"
-        )
-    model = one(inputs, "model").path
-    arrays = {name: array[: config.calibration] for name, array in split.inputs.items()}
-    samples = stored(arrays, dataset.inputs, model)
-    options = Options(config.target, config.calibrator, config.percentile, config.weight_bits,
-                      config.exclude, config.batch, ctx.threads)  # fmt: skip
     out, table = ctx.workdir / "model.onnx", ctx.workdir / "quantize.json"
-    report = quantize(
-        config.scheme, model, out, samples, options,
-        lambda done: ctx.progress.update(done, config.calibration, "calibrating"),
-        device=ctx.device,
-    )  # fmt: skip
+    report = _quantize(config, dataset, inputs, ctx)
     write_json(table, report.table())
-    for line in report.warnings:
+    for line in (*report.warnings, *([report.verdict] if report.verdict else [])):
         ctx.progress.say(line)
     metrics = {
         "sqnr": Metric(min(report.sqnr.values()), "dB", "higher"),
@@ -87,11 +93,58 @@ def _run(config: QuantizeConfig, inputs: Inputs, ctx: Context) -> StageResult:
     return StageResult({"model": out, "table": table}, metrics)
 
 
+def _quantize(
+    config: QuantizeConfig, dataset: Dataset, inputs: Inputs, ctx: Context
+) -> QuantizeReport | SchemeReport:
+    from compressor.core.tasks import task
+    from compressor.quantization import schemes
+    from compressor.quantization.goal import Goal
+    from compressor.quantization.plain import Options
+    from compressor.quantization.quality import Labelled
+    from compressor.quantization.samples import stored
+    from compressor.quantization.tune import place
+
+    split = dataset.split("calibration")
+    if len(split) < config.calibration:
+        raise ConfigError(
+            f"quantize.calibration: {config.calibration} samples asked for, the dataset's "
+            f"calibration split has {len(split)}; lower it, or give the data stage more"
+        )
+    model, out = one(inputs, "model").path, ctx.workdir / "model.onnx"
+    arrays = {name: array[: config.calibration] for name, array in split.inputs.items()}
+    samples = stored(arrays, dataset.inputs, model)
+    options = Options(config.target, config.calibrator, config.percentile, config.weight_bits,
+                      config.exclude, config.batch, ctx.threads)  # fmt: skip
+
+    def calibrating(done: int) -> None:
+        ctx.progress.update(done, config.calibration, "calibrating")
+
+    def told(spent: float, note: str) -> None:
+        ctx.progress.update(min(int(spent), int(config.budget)), int(config.budget), note)
+
+    if config.scheme != "int8":
+        return schemes.quantize(
+            config.scheme, model, out, samples, options, calibrating, device=ctx.device
+        )
+    labelled = None
+    if config.max_drop is not None:
+        val = dataset.split("val")
+        labelled = Labelled(
+            stored(val.inputs, dataset.inputs, model), val.labels, task(dataset.task)
+        )
+    return place(
+        model, out, samples, options,
+        Goal(config.budget, config.min_sqnr, config.max_drop, seed=ctx.seed), ctx.timings,
+        ctx.resume, placement=config.placement, labelled=labelled, progress=calibrating, told=told,
+    )  # fmt: skip
+
+
 QUANTIZE = Stage(
     name="quantize",
     config=QuantizeConfig,
     run=_run,
     needs={"model": Need(ONNX), "data": Need(DATASET)},
     makes={"model": ONNX, "table": TABLE},
+    measures=_measures,
     needs_extra=("onnxruntime",),
 )

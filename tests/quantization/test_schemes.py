@@ -182,7 +182,7 @@ def test_fp16_is_compared_on_cuda_where_there_is_one(tmp_path, monkeypatch, ther
         if not there:
             raise MissingError("not in this ONNX Runtime")
 
-    monkeypatch.setattr(schemes.plain, "compare", compare)
+    monkeypatch.setattr(schemes.quality, "compare", compare)
     monkeypatch.setattr(schemes, "check_provider", check)
     _, report = go(tmp_path, "fp16", mlp(), {"x": images(20, 40)}, device="cuda")
     assert asked == [report.provider] == [expected]

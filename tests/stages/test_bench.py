@@ -83,7 +83,7 @@ def test_calibration_samples_are_fed_in_whole_batches(tmp_path):
 
 
 def test_int8_on_cuda_is_flagged_with_what_it_would_cost(tmp_path):
-    given = inputs(tmp_path, data=True)
+    given = inputs(tmp_path)
     qdq = nets.qdq_convnet(tmp_path / "qdq.onnx", width=16)
     given["candidates"] = (given["candidates"][0], bundles.artifact("int8", "onnx", qdq))
     ctx = bundles.context(tmp_path, bundles.Stored(TIMES))
@@ -97,7 +97,7 @@ def test_int8_on_cuda_is_flagged_with_what_it_would_cost(tmp_path):
 
 
 def test_integer_operators_on_cuda_are_refused_before_anything_is_measured(tmp_path):
-    given = inputs(tmp_path, data=True)
+    given = inputs(tmp_path)
     qdq = nets.qdq_convnet(tmp_path / "qdq.onnx", width=16)
     fused = tmp_path / "fused.onnx"
     onnx.save(optimized_graph(qdq), fused)

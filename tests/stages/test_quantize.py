@@ -47,7 +47,9 @@ def inputs(tmp_path):
 
 def test_quantizes_on_the_calibration_split_and_reports(tmp_path, inputs):
     names = ("sqnr", "agreement", "float_convs", "quantized")
-    result = check_stage(QUANTIZE, QuantizeConfig(calibration=40), inputs, tmp_path, metrics=names)
+    result = check_stage(
+        QUANTIZE, QuantizeConfig(calibration=40, placement="none"), inputs, tmp_path, metrics=names
+    )
     assert result.metrics["sqnr"].value > 25
     assert result.metrics["float_convs"].value == 0
     assert 0 <= result.metrics["agreement"].value <= 100
@@ -65,11 +67,46 @@ def test_quantizes_on_the_calibration_split_and_reports(tmp_path, inputs):
 
 
 def test_the_range_of_the_input_is_that_of_floats_between_0_and_1(tmp_path, inputs):
-    result = QUANTIZE.run(QuantizeConfig(calibration=40), inputs, context(tmp_path / "work"))
+    result = QUANTIZE.run(
+        QuantizeConfig(calibration=40, placement="none"), inputs, context(tmp_path / "work")
+    )
     values = {t.name: onnx.numpy_helper.to_array(t)
               for t in onnx.load(result.outputs["model"]).graph.initializer}  # fmt: skip
     assert values["x/scale"] == pytest.approx(1 / 255, rel=1e-3)
     assert values["x/zero_point"] == 0
+
+
+def test_a_measured_placement_is_a_function_of_the_timings(tmp_path, inputs):
+    names = ("sqnr", "agreement", "float_convs", "quantized")
+    result = check_stage(QUANTIZE, QuantizeConfig(calibration=40), inputs, tmp_path, metrics=names)
+    table = json.loads(result.outputs["table"].read_text())
+    assert {row["form"] for row in table["regions"]} <= {"int8", "float"}
+    assert all(row["alone_int8"]["sqnr"]["y"] > 20 for row in table["regions"])
+    assert table["placement"]["protocol"]["threads"] == 1
+    note = metadata.read(result.outputs["model"])["compressor.placement"]
+    assert table["verdict"] == note
+
+
+def test_only_a_measured_placement_binds_the_result_to_this_machine():
+    assert QUANTIZE.measures_with(QuantizeConfig())
+    assert not QUANTIZE.measures_with(QuantizeConfig(placement="none"))
+    assert QuantizeConfig().budget == 180.0
+
+
+def test_a_drop_is_held_on_val(tmp_path, inputs):
+    config = QuantizeConfig(calibration=40, max_drop=100.0)
+    result = check_stage(QUANTIZE, config, inputs, tmp_path)
+    rows = json.loads(result.outputs["table"].read_text())["regions"]
+    assert all(row["alone_float"]["drop"] is not None for row in rows)
+
+
+def test_a_target_that_is_not_here_is_not_measured_and_said(tmp_path, inputs, monkeypatch):
+    monkeypatch.setattr("compressor.quantization.tune.instruction_set", lambda: "x86")
+    ctx = context(tmp_path / "work")
+    result = QUANTIZE.run(QuantizeConfig(calibration=40, target="arm64"), inputs, ctx)
+    line = "not measured on arm64; run `verify --choose` there"
+    assert ctx.progress.lines[-1] == line
+    assert metadata.read(result.outputs["model"])["compressor.placement"] == line
 
 
 def test_fewer_samples_than_asked_for_are_an_error_with_both_numbers(tmp_path, inputs):
@@ -88,7 +125,9 @@ def test_a_model_that_takes_uint8_is_fed_as_stored(tmp_path, inputs):
     cast = onnx.helper.make_node("Cast", ["x"], ["x_float"], to=onnx.TensorProto.FLOAT)
     model.graph.node.extend([cast, *nodes])
     raw = {**inputs, "model": artifact("u8", ONNX, put(model, tmp_path / "u8.onnx"))}
-    result = QUANTIZE.run(QuantizeConfig(calibration=40), raw, context(tmp_path / "work"))
+    result = QUANTIZE.run(
+        QuantizeConfig(calibration=40, placement="none"), raw, context(tmp_path / "work")
+    )
     session = onnxruntime.InferenceSession(str(result.outputs["model"]))
     assert session.get_inputs()[0].type == "tensor(uint8)"
     assert result.metrics["sqnr"].value > 25
@@ -96,7 +135,7 @@ def test_a_model_that_takes_uint8_is_fed_as_stored(tmp_path, inputs):
 
 def test_few_samples_are_warned_of(tmp_path, inputs):
     ctx = context(tmp_path / "work")
-    QUANTIZE.run(QuantizeConfig(calibration=10), inputs, ctx)
+    QUANTIZE.run(QuantizeConfig(calibration=10, placement="none"), inputs, ctx)
     assert any("8 distinct samples" in line for line in ctx.progress.lines)
 
 
@@ -120,7 +159,8 @@ def test_dynamic_refuses_this_network_for_its_convolutions(tmp_path, inputs):
 @pytest.mark.parametrize(
     "wrong",
     [{"target": "x86"}, {"scheme": "int2"}, {"calibrator": "kl"}, {"calibration": 0},
-     {"weight_bits": 4}, {"placement": "measured"}, {"percentile": 101.0}],
+     {"weight_bits": 4}, {"placement": "guessed"}, {"percentile": 101.0}, {"budget": "3x"},
+     {"budget": 0}, {"placement": "none", "max_drop": 1.0}, {"max_drop": -1}],
 )  # fmt: skip
 def test_config_is_typed_at_the_door(wrong):
     with pytest.raises(ValidationError):

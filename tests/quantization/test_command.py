@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from compressor.quantization.plain import quantize
+from compressor.runtime import metadata
+from tests.helpers import compressor
+from tests.quantization.graphs import images, put
+from tests.quantization.test_tune import Priced, narrow
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("compressor.quantization.tune.instruction_set", lambda: "x86")
+    put(narrow(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "c.npz", x=images(40))
+    np.savez(tmp_path / "e.npz", x=images(40, seed=3), labels=np.zeros(40, np.int64))
+    return tmp_path
+
+
+@pytest.fixture
+def priced(monkeypatch):
+    timings = Priced(dear={"Conv_b"})
+    monkeypatch.setattr("compressor.pipeline.timings.StoredTimings", lambda store: timings)
+    return timings
+
+
+def go(*words):
+    return compressor("quantize", "m.onnx", "--calibration", "c.npz", "-o", "q.onnx", *words)
+
+
+def test_the_default_measures_and_says_the_verdict_first(here, priced):
+    outcome = go()
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("int8 is 1.67x [1.67, 1.67] the speed of fp32 on ")
+    assert "measuring" in outcome.err
+    assert metadata.read(here / "q.onnx")["compressor.placement"].startswith("int8 is 1.67x")
+    assert sorted(p.name for p in here.iterdir()) == ["c.npz", "e.npz", "m.onnx", "q.onnx"]
+
+
+def test_json_holds_the_table_and_nothing_else_is_printed(here, priced):
+    outcome = go("--json")
+    assert len(outcome.json["regions"]) == 5
+    assert outcome.json["verdict"]
+    assert outcome.err == ""
+
+
+def test_no_placement_is_the_plain_path(here, priced):
+    assert go("--placement", "none").code == 0
+    quantize(here / "m.onnx", here / "plain.onnx", {"x": images(40)})
+    assert (here / "q.onnx").read_bytes() == (here / "plain.onnx").read_bytes()
+    assert priced.asked == 0
+
+
+def test_a_killed_search_leaves_its_best_and_goes_on(here, priced, monkeypatch):
+    real, calls = Priced.measure, []
+
+    def killed(*words):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(words)
+        return real(*words)
+
+    monkeypatch.setattr(Priced, "measure", killed)
+    assert go().code == 130
+    assert not (here / "q.onnx").exists()
+    best = here / "q.onnx.tune" / "best.onnx"
+    assert onnxruntime.InferenceSession(str(best)).run(None, {"x": images(2)})[0].shape == (2, 5)
+    assert json.loads((here / "q.onnx.tune" / "best.json").read_text())["speedup"] > 1.5
+    monkeypatch.setattr(Priced, "measure", real)
+    assert go().code == 0
+    assert not (here / "q.onnx.tune").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--max-drop", "1"), 2, "--max-drop: needs --eval"),
+        (("--max-drop", "1", "--eval", "c.npz"), 2, "c.npz: needs `labels`"),
+        (("--max-drop", "1", "--eval", "e.npz", "--placement", "none"), 2, "cannot be held"),
+        (("--budget", "soon"), 2, "not a time above 0"),
+        (("--budget", "0s"), 2, "not a time above 0"),
+        (("--target", "arm64", "--placement", "measured"), 6, "needs a machine with arm64"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_exit_code(here, priced, words, code, said):
+    outcome = go(*words)
+    assert outcome.code == code
+    assert said in outcome.err
+    assert not (here / "q.onnx").exists()
+    assert not (here / "q.onnx.tune").exists()
+
+
+def test_a_foreign_target_is_written_unmeasured_and_says_so(here, priced):
+    outcome = go("--target", "arm64")
+    assert outcome.code == 0
+    assert outcome.out.startswith("not measured on arm64; run `verify --choose` there")
+    assert priced.asked == 0
+
+
+def test_a_drop_is_judged_by_the_labels_given(here, priced):
+    outcome = go("--json", "--max-drop", "100", "--eval", "e.npz")
+    assert outcome.code == 0, outcome.err
+    assert all(row["alone_int8"]["drop"] is not None for row in outcome.json["regions"])
