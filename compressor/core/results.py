@@ -52,7 +52,7 @@ class StageRecord:
         metrics: Metric name to value; for models also the engine's evaluation on test, and
             ``val_accuracy``.
         predictions: ``val`` and ``test`` to a file in the run folder; empty for non-models.
-        note: One line worth reading (a verdict, a reason), or empty.
+        note: What the stage said (a verdict, a reason), joined to one line, or empty.
     """
 
     name: str

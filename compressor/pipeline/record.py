@@ -14,11 +14,14 @@ from typing import Any
 from compressor.core import files, results, yaml
 from compressor.core.environment import machine, version
 from compressor.core.results import OutputRecord, RunResults, StageRecord
+from compressor.core.tasks import TASKS
 from compressor.core.types import BUNDLE, CHECKPOINT, ONNX, TABLE, TIMINGS, Metric
 from compressor.pipeline import keys
 from compressor.pipeline.execution import Done
 from compressor.pipeline.state import State
 from compressor.pipeline.wiring import Pipeline
+
+_QUALITY = {task.metric for task in TASKS.values()}
 
 # Kind to folder of the run; what is not here stays in the store.
 _FOLDERS = {
@@ -52,9 +55,11 @@ def _stage(done: Done, evaluations: Mapping[tuple[str, str], Done]) -> StageReco
         if judged is None:
             continue
         predictions[split] = f"predictions/{node.name}.{split}.npz"
-        prefix = "" if split == "test" else "val_"
         for name, metric in judged.entry.metrics.items():
-            metrics.setdefault(prefix + name, metric)
+            if split == "test":
+                metrics.setdefault(name, metric)
+            elif name in _QUALITY:  # sizes do not depend on the split
+                metrics.setdefault(f"val_{name}", metric)
     return StageRecord(
         name=node.name,
         uses=node.stage.name,
@@ -71,7 +76,7 @@ def _stage(done: Done, evaluations: Mapping[tuple[str, str], Done]) -> StageReco
         },
         metrics=metrics,
         predictions=predictions,
-        note=entry.notes[-1] if entry.notes else "",
+        note="; ".join(entry.notes),
     )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compressor.core.results import RunResults, StageRecord
+from compressor.core.tasks import TASKS
 from compressor.core.types import MODEL_KINDS, Metric
 from compressor.stats.bootstrap import Interval
 from compressor.stats.ratios import ratio_interval
 
-_QUALITY = ("accuracy", "mae")
+_QUALITY = tuple(task.metric for task in TASKS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,13 @@ def _count(stage: StageRecord, name: str) -> int | None:
 
 
 def notes(results: RunResults) -> Sequence[tuple[str, str]]:
-    """Stage and the line worth reading that it said."""
-    return [(s.name, s.note) for s in results.stages if s.note]
+    """Stage and what it said; a bench's lines are the table's, unless it was disturbed."""
+    quiet = {s.name for s in results.stages if s.uses == "bench" and not _unstable(s)}
+    return [(s.name, s.note) for s in results.stages if s.note and s.name not in quiet]
+
+
+def _unstable(stage: StageRecord) -> bool:
+    return "unstable" in stage.metrics and stage.metrics["unstable"].value != 0
 
 
 def setting(results: RunResults) -> str:
