@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from compressor.core.errors import ConfigError
 from compressor.core.tasks import task as find_task
 from compressor.core.types import (
@@ -12,47 +9,23 @@ from compressor.core.types import (
     DATASET,
     Context,
     Inputs,
-    ModelSpec,
     Need,
     Stage,
     StageResult,
     one,
 )
-from compressor.models import ModelConfig, model_spec
-from compressor.training.options import DistillOptions, TrainOptions
+from compressor.training.introduced import NetworkOptions, code, externals, spec
+from compressor.training.options import DistillOptions
 
 
-class DistillConfig(TrainOptions, DistillOptions):
-    """Options of ``distill``: a training run, how to listen to the teacher, and the student.
-
-    Attributes:
-        model: The student, its own arguments, and weights to start from.
-    """
-
-    model: ModelConfig
-
-
-def spec(cfg: DistillConfig, inputs: Inputs) -> ModelSpec:
-    """The student for the classes and shapes of the dataset."""
-    from compressor.data import dataset
-
-    return model_spec(cfg.model, dataset.load(one(inputs, "data").path))
-
-
-def externals(cfg: DistillConfig) -> Sequence[Path]:
-    """The file of weights, if there is one."""
-    return cfg.model.externals()
-
-
-def code(cfg: DistillConfig) -> Sequence[str]:
-    """The student's function."""
-    return [cfg.model.factory()]
+class DistillConfig(NetworkOptions, DistillOptions):
+    """Options of ``distill``: those of ``train``, and how to listen to the teacher."""
 
 
 def distill(cfg: DistillConfig, inputs: Inputs, ctx: Context) -> StageResult:
     """Build the student, train it under the teacher, save it."""
     from compressor.data import dataset
-    from compressor.models import build, checkpoint
+    from compressor.models import build, checkpoint, model_spec
     from compressor.training import distillation
     from compressor.training.loop import fit_
 
