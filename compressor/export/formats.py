@@ -5,7 +5,6 @@ Torch-free: quantization uses it too.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import onnx
@@ -33,15 +32,12 @@ def to_fp16(src: Path, dst: Path) -> None:
     precision = meta.read(model).get(meta.PRECISION, "fp32")
     if precision != "fp32":
         raise StageError(f"{src}: fp16 needs an fp32 model, this one is {precision}")
-    searched = list(sys.path)
     try:
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
         half = convert_float_to_float16(model, keep_io_types=True)
     except (ValueError, AssertionError, RuntimeError) as error:
         raise StageError(f"{src}: ONNX Runtime's fp16 converter failed: {error}") from error
-    finally:
-        sys.path[:] = searched  # importing that package appends its own folder
     _sort_(half.graph)
     del half.graph.value_info[:]
     meta.write_(half, {meta.PRECISION: "fp16"})

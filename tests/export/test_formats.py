@@ -53,12 +53,16 @@ def test_fp16_twice_gives_the_same_bytes_and_of_fp16_is_refused(exported, half, 
         to_fp16(half, tmp_path / "n.onnx")
 
 
-def test_fp16_needs_no_torch_and_leaves_the_module_path(exported, half, tmp_path):
+def test_fp16_needs_no_torch_and_leaves_the_rest_of_that_package_importable(
+    exported, half, tmp_path
+):
     code = (
         "import sys; from pathlib import Path\n"
-        "sys.modules['torch'] = None; before = list(sys.path)\n"
+        "sys.modules['torch'] = None\n"
         "from compressor.export.formats import to_fp16\n"
-        "to_fp16(Path(sys.argv[1]), Path(sys.argv[2])); assert sys.path == before\n"
+        "to_fp16(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        # its modules import each other by the folder that the package appends to sys.path
+        "import onnxruntime.transformers.onnx_utils\n"
     )
     target = tmp_path / "m.onnx"
     command = [sys.executable, "-c", code, str(exported.path), str(target)]
