@@ -5,6 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
+
+# The same examples on every run, so that a red build is about the change it tests. To look for
+# new ones: HYPOTHESIS_EXPLORE=1 make test.
+settings.register_profile("repeatable", derandomize=True)
+if not os.environ.get("HYPOTHESIS_EXPLORE"):
+    settings.load_profile("repeatable")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

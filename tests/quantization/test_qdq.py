@@ -13,6 +13,8 @@ from onnx import numpy_helper
 from compressor.quantization.graph import Graph, attribute
 from compressor.quantization.plain import Options, quantize
 from compressor.quantization.prepare import clean
+from compressor.quantization.quality import compare
+from compressor.quantization.samples import Samples
 from compressor.quantization.weights import fits_16_bits
 from compressor.runtime.profile import fusion, optimized_graph
 from tests.quantization.graphs import AXES, build, images, put, random_network, zoo
@@ -25,6 +27,12 @@ def go(tmp_path, model, samples=None, **options):
     source, out = put(model, tmp_path / "fp32.onnx"), tmp_path / "int8.onnx"
     feed = {"x": images()} if samples is None else samples
     return out, quantize(source, out, feed, Options(**options))
+
+
+def sqnr(out):
+    """On 200 unseen samples: the 4 that are held out of 24 say little about one network."""
+    samples = Samples({"x": images(200, seed=2)})
+    return compare(out.with_name("fp32.onnx"), out, samples, 50)[0]["y"]
 
 
 def run(path, feed, **config):
@@ -43,7 +51,7 @@ def test_random_networks_fuse_wholly_keep_the_dynamic_batch_and_the_signal(tmp_p
     assert report.float_convs == ()
     assert not set(made.ops) & FLOAT_KERNELS
     assert not [layer for layer in report.layers if layer.form == "float"]
-    assert report.sqnr["y"] > 15
+    assert sqnr(out) > 15
     for batch in (1, 3):
         assert run(out, {"x": images(batch)}).shape == (batch, 5)
 
@@ -54,12 +62,12 @@ def test_whatever_is_excluded_exactly_those_convolutions_are_float(tmp_path_fact
     model = random_network(seed)
     nodes = [n for n in clean(model).graph.node if n.op_type not in {"Flatten", "MaxPool"}]
     exclude = {n.name for n in nodes[1:] if choice.random() < 0.35}
-    out, report = go(tmp_path_factory.mktemp("net"), model, exclude=tuple(sorted(exclude)))
+    out, _ = go(tmp_path_factory.mktemp("net"), model, exclude=tuple(sorted(exclude)))
     ops = fusion(out).ops
     convs = {n.name for n in nodes if n.op_type == "Conv"}
     assert ops.get("Conv", 0) + ops.get("FusedConv", 0) == len(convs & exclude)
     assert ops["QLinearConv"] == len(convs - exclude)
-    assert report.sqnr["y"] > 10
+    assert sqnr(out) > 10
 
 
 def test_every_kind_of_block_becomes_integer(tmp_path):
