@@ -62,7 +62,8 @@ def parts(
     Raises:
         ConfigError: An external file is missing.
     """
-    code = source.behind([node.reference, *node.stage.code(node.config), *_factories(inputs, spec)])
+    references = [node.reference, *node.stage.code(node.config), *_factories(inputs, spec)]
+    code = source.behind(references, memo)
     found: dict[str, Any] = {
         "stage": node.stage.name,
         "config": node.config.model_dump(mode="json"),

@@ -29,9 +29,11 @@ class State:
     artifacts: dict[str, dict[str, Artifact]] = field(default_factory=dict)
     specs: dict[str, ModelSpec | None] = field(default_factory=dict)
     sources: dict[str, list[Any]] = field(init=False)
+    _kept: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.sources = self.store.recall("sources")
+        self._kept = len(self.sources)
 
     def missing(self, node: Node) -> list[str]:
         """Names of nodes that ``node`` needs and that are not finished."""
@@ -67,10 +69,11 @@ class State:
         """The parts of the key of a node whose inputs are finished."""
         inputs = self.inputs(node)
         spec = self.spec(node, inputs)
-        known = len(self.sources)
         found = keys.parts(node, inputs, spec, self.store, self.settings, self.sources)
-        if len(self.sources) > known and self.store.root.is_dir():
+        # `plan` alone makes no store
+        if len(self.sources) > self._kept and self.store.root.is_dir():
             self.store.memorize("sources", self.sources)
+            self._kept = len(self.sources)
         return found
 
     def finish(self, node: Node, entry: Entry) -> None:

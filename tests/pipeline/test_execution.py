@@ -171,3 +171,12 @@ def test_eight_processes_share_one_computation(bench, tmp_path):
     rows = [c.communicate()[0].split() for c in children]
     assert {float(value) for value, _ in rows} == {10.0}
     assert sum(int(calls) for _, calls in rows) == 3
+
+
+def test_the_second_plan_parses_no_source(bench, monkeypatch):
+    bench.write(CHAIN)
+    bench.run()
+    monkeypatch.setattr(keys.source, "_strip_docstrings_", None)  # called for each parsed file
+    pipeline = bench.load()
+    steps = planning.plan(pipeline, bench.state(), pipeline.nodes, rebench=False)
+    assert [s.state for s in steps] == ["cached"] * 3
