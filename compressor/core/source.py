@@ -6,15 +6,15 @@ does not retrain a teacher.
 
 from __future__ import annotations
 
-import ast
 import importlib.machinery
 import sys
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from compressor.core import syntax
 from compressor.core.hashing import digest_bytes
 
 PACKAGE = "compressor"
@@ -124,10 +124,8 @@ def _parsed(file: Path, name: str, memo: Memo) -> tuple[str, list[str]]:
     data = _read(file)
     key = f"{digest_bytes(data)}:{name}"
     if key not in memo:
-        tree = ast.parse(data, filename=str(file))
-        imports = sorted(set(_imports(tree, name, file.name == "__init__.py")))
-        _strip_docstrings_(tree)
-        memo[key] = [digest_bytes(ast.dump(tree).encode()), imports]
+        text, imports = syntax.outline(data, str(file), name, file.name == "__init__.py")
+        memo[key] = [digest_bytes(text.encode()), imports]
     digest, imports = memo[key]
     return str(digest), list(imports)
 
@@ -136,31 +134,3 @@ def _parsed(file: Path, name: str, memo: Memo) -> tuple[str, list[str]]:
 def _read(file: Path) -> bytes:
     """As this process first saw the file: an edit while it runs does not change loaded code."""
     return file.read_bytes()
-
-
-def _imports(tree: ast.AST, name: str, is_package: bool) -> Iterator[str]:
-    """Absolute names of everything imported anywhere in ``tree``, functions included."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = name.split(".")
-                up = parts[: len(parts) - node.level + (1 if is_package else 0)]
-                base = ".".join([*up, base] if base else up)
-            yield base
-            # `from package import thing`: the thing may be a module
-            yield from (f"{base}.{a.name}" for a in node.names if a.name != "*")
-
-
-def _strip_docstrings_(tree: ast.AST) -> None:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]

@@ -1,9 +1,11 @@
+import ast
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
-from compressor.core import source
+from compressor.core import source, syntax
 
 
 @pytest.fixture
@@ -72,5 +74,45 @@ def test_a_memo_changes_nothing_but_the_work(package, monkeypatch):
     plain = package("unused.py", "x = 1\n")
     memo = {}
     assert source.behind(["userpkg.nets:net"], memo) == plain
-    monkeypatch.setattr(source, "_strip_docstrings_", None)  # nothing is parsed a second time
+    monkeypatch.setattr(source.syntax, "outline", None)  # nothing is parsed a second time
     assert source.behind(["userpkg.nets:net"], memo) == plain
+
+
+def _walked(data: bytes, name: str, is_package: bool) -> tuple[str, set[str]]:
+    """The same by the standard library, one walk for each: what the digest promises."""
+    tree, names = ast.parse(data), set()
+    for node in ast.walk(tree):
+        names.update(syntax._imported(node, name, is_package))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = syntax._undocumented(node.body)
+    complete = {"show_empty": True} if sys.version_info >= (3, 13) else {}
+    return ast.dump(tree, **complete), names
+
+
+FILES = sorted(Path(source.__file__).parents[1].rglob("*.py"))[::5]
+
+
+@pytest.mark.parametrize("file", [*FILES, Path(ast.__file__)], ids=lambda f: f.stem)
+def test_one_walk_gives_what_the_standard_library_gives_in_three(file):
+    data = file.read_bytes()
+    for is_package in (True, False):
+        text, names = syntax.outline(data, str(file), "compressor.core.x", is_package)
+        wanted, all_names = _walked(data, "compressor.core.x", is_package)
+        assert text == wanted
+        assert names == sorted(all_names)
+
+
+EDITS = [
+    ("x = 1", "x = 2"), ("x = 1", "x = 1.0"), ("x = 'a'", "x = b'a'"), ("x = None", "x = 0"),
+    ("x: int = 1", "x: float = 1"), ("assert x", "assert y"), ("f(a=1)", "f(b=1)"),
+    ("def f(a, b=1): pass", "def f(a, *, b=1): pass"), ("if 0: a()", "if 0: b()"),
+    ("import a", "import a as b"), ("from . import a", "from .. import a"),
+    ("def f(): 'words'; return 1", "def f(): 'words'; return 2"), ("[1, 2]", "[2, 1]"),
+    ("async def f(): pass", "def f(): pass"), ("x = u'a'", "x = 'a'"), ("f'{a}'", "f'{a!r}'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after"), EDITS)
+def test_every_edit_of_code_is_seen(before, after):
+    one, two = (syntax.outline(text.encode(), "f", "pkg.mod", False) for text in (before, after))
+    assert one[0] != two[0]

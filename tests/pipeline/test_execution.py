@@ -176,7 +176,7 @@ def test_eight_processes_share_one_computation(bench, tmp_path):
 def test_the_second_plan_parses_no_source(bench, monkeypatch):
     bench.write(CHAIN)
     bench.run()
-    monkeypatch.setattr(keys.source, "_strip_docstrings_", None)  # called for each parsed file
+    monkeypatch.setattr(keys.source.syntax, "outline", None)  # called for each parsed file
     pipeline = bench.load()
     steps = planning.plan(pipeline, bench.state(), pipeline.nodes, rebench=False)
     assert [s.state for s in steps] == ["cached"] * 3
