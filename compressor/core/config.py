@@ -13,6 +13,7 @@ from compressor.core.errors import suggestion
 
 T = TypeVar("T", bound="Config")
 Loc = tuple[str | int, ...]
+UNKNOWN = "unknown key"  # how the message about one begins
 
 
 class Config(BaseModel):
@@ -35,10 +36,17 @@ class Config(BaseModel):
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-def seconds(value: Any) -> Any:
-    """``90``, ``"90s"``, ``"3m"`` or ``"1h"`` in seconds; anything else as it is."""
+def seconds(value: Any) -> float:
+    """``90``, ``"90s"``, ``"3m"`` or ``"1h"`` in seconds.
+
+    Raises:
+        ValueError: Anything else, and nothing above 0.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value) if isinstance(value, str) else None
-    return float(found[1]) * _UNITS[found[2]] if found else value
+    number = float(found[1]) * _UNITS[found[2]] if found else value
+    if isinstance(number, bool | str) or not isinstance(number, int | float) or not number > 0:
+        raise ValueError(f"got {_short(value)}; needs a time above 0 such as 90, 90s, 3m or 1h")
+    return float(number)
 
 
 class Invalid(Exception):
@@ -61,6 +69,18 @@ def validate(cls: type[T], options: Mapping[str, Any]) -> T:
         raise Invalid(list(_explain(error, cls, options))) from None
 
 
+def first_problem(error: ValidationError) -> str:
+    """``where: what`` of the first finding, for a file that no person writes."""
+    row = error.errors()[0]
+    where = ".".join(map(str, row["loc"]))
+    if row["type"] == "missing":
+        return f"{where} is missing"
+    if row["type"] == "json_invalid":
+        return "not JSON"
+    text = _need(row["type"], row.get("ctx", {}), row["msg"])
+    return f"{where}: got {_short(row['input'])}; needs {text}"
+
+
 def _explain(
     error: ValidationError, cls: type[BaseModel], options: Mapping[str, Any]
 ) -> Iterator[tuple[Loc, str]]:
@@ -71,7 +91,7 @@ def _explain(
     for one in error.errors():
         loc, kind = _place(one["loc"], one["type"], options), one["type"]
         if kind == "extra_forbidden":
-            said[loc] = f"unknown key{suggestion(str(loc[-1]), _fields(cls, loc[:-1]))}"
+            said[loc] = f"{UNKNOWN}{suggestion(str(loc[-1]), _fields(cls, loc[:-1]))}"
         elif kind == "missing":
             said[loc] = "is required"
         elif kind == "value_error":
@@ -134,6 +154,8 @@ def _need(kind: str, facts: Mapping[str, Any], message: str) -> str:
         return str(facts["expected"])
     if kind == "none_required":
         return "nothing (null)"
+    if kind == "string_pattern_mismatch":
+        return f"text that matches {facts['pattern']}"
     word = _TYPES.get(kind.rpartition("_")[0]) or _TYPES.get(kind.partition("_")[0])
     return word or message.removeprefix("Input should be ").removeprefix("a valid ")
 

@@ -29,7 +29,7 @@ def faults(path: Path) -> Iterator[None]:
         yield
     except SystemFault:
         raise
-    except Exception as error:
+    except Exception as error:  # NumPy, safetensors and zipfile each wrap a full disk in their own
         fault = fault_of(error, path)
         if fault is None:
             raise

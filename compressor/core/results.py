@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from compressor.core.errors import IntegrityError
+from compressor.core import records
 from compressor.core.files import write_bytes
 from compressor.core.types import Metric
 
@@ -125,12 +126,15 @@ class RunResults:
         return tuple((s, s.metrics[metric]) for s in self.members(name) if metric in s.metrics)
 
 
-_ADAPTER = TypeAdapter(RunResults)
+@cache
+def _adapter() -> TypeAdapter[RunResults]:
+    """Made on first use: it takes as long as the rest of a plan's imports."""
+    return TypeAdapter(RunResults)
 
 
 def save(results: RunResults, path: Path) -> None:
     """Write atomically as indented JSON."""
-    write_bytes(path, _ADAPTER.dump_json(results, indent=1) + b"\n")
+    write_bytes(path, _adapter().dump_json(results, indent=1) + b"\n")
 
 
 def load(path: Path) -> RunResults:
@@ -143,14 +147,4 @@ def load(path: Path) -> RunResults:
         IntegrityError: Missing, malformed, or of another schema version.
     """
     file = path / "results.json" if path.is_dir() else path
-    try:
-        results = _ADAPTER.validate_json(file.read_bytes())
-    except FileNotFoundError as error:
-        raise IntegrityError(f"{file}: no results here; give a run folder") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise IntegrityError(f"{file}: not a results file ({where}: {first['msg']})") from error
-    if results.schema != SCHEMA:
-        raise IntegrityError(f"{file}: schema {results.schema}, this version reads {SCHEMA}")
-    return results
+    return records.read(_adapter(), file, "results", SCHEMA, "give a run folder")

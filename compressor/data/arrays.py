@@ -48,7 +48,7 @@ def arrays(
     Raises:
         ConfigError: Missing, malformed, too large, or a key is not there.
     """
-    file = read_npz(root, int(max_gib * 2**30))
+    file = read_npz(root, int(max_gib * 2**30), "option max_gib")
     names = [f"{key}{end}" for end in ("", *_SUFFIXES.values()) for key in (*inputs, labels)]
     needed = names[: len(inputs) + 1]
     missing = [key for key in needed if key not in file]
@@ -108,7 +108,7 @@ def _classes(
     return tuple(str(k) for k in range(top + 1))
 
 
-def read_npz(path: Path, max_bytes: int) -> dict[str, Array]:
+def read_npz(path: Path, max_bytes: int, limit: str = "the limit") -> dict[str, Array]:
     """Read arrays of an ``.npz`` file that may come from anywhere.
 
     Sizes are compared with what zip and array headers declare before anything is unpacked: 195 KB
@@ -117,20 +117,22 @@ def read_npz(path: Path, max_bytes: int) -> dict[str, Array]:
     Args:
         path: The file.
         max_bytes: Limit for all arrays together.
+        limit: What to call it in a message.
 
     Raises:
         ConfigError: Not an ``.npz`` file, object arrays, duplicate keys, or over the limit.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _members(archive, path, max_bytes)
+            return _members(archive, path, max_bytes, limit)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise ConfigError(f"{path}: no such file; root must name the .npz file itself") from error
+        there = "a folder; give the .npz file itself" if path.is_dir() else "no such file"
+        raise ConfigError(f"{path}: {there}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ConfigError(f"{path}: not a readable .npz file ({error})") from error
 
 
-def _members(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> dict[str, Array]:
+def _members(archive: zipfile.ZipFile, path: Path, max_bytes: int, limit: str) -> dict[str, Array]:
     infos = archive.infolist()
     keys = [info.filename.removesuffix(".npy") for info in infos]
     twice = sorted({k for k in keys if keys.count(k) > 1})
@@ -139,8 +141,7 @@ def _members(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> dict[str, 
     total = sum(info.file_size for info in infos)
     if total > max_bytes:
         raise ConfigError(
-            f"{path}: {path.stat().st_size} bytes unpack to {total}; at most {max_bytes} are "
-            "read (option max_gib)"
+            f"{path}: {path.stat().st_size} bytes unpack to {total}; {limit} is {max_bytes}"
         )
     return {k: _array(archive, i, f"{path}, key {k}") for k, i in zip(keys, infos, strict=True)}
 

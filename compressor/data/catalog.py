@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, create_model
+from pydantic import create_model
 
-from compressor.core.config import Config
+from compressor.core.config import Config, Invalid, validate
 from compressor.core.errors import ConfigError, suggestion
 from compressor.core.resolve import load, reference
 from compressor.data.dataset import RawDataset
@@ -61,12 +60,9 @@ def resolve_options(
     given = {k: v for k, v in options.items() if k in fields}
     try:
         model = create_model("Options", __base__=Config, **shape)
-        checked = model.model_validate_json(json.dumps(given), strict=True)
-    except ValidationError as error:
-        problems += [
-            f"options.{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
-            for e in error.errors()
-        ]
+        checked = validate(model, given)
+    except Invalid as invalid:
+        problems += [f"options.{'.'.join(map(str, loc))}: {why}" for loc, why in invalid.problems]
     if problems:
         raise ConfigError(*problems)
     filled: dict[str, Any] = checked.model_dump(mode="json")

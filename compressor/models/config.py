@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from compressor.core.config import Config
-from compressor.core.errors import ConfigError, suggestion
+from compressor.core.config import UNKNOWN, Config, Invalid, Loc, validate
+from compressor.core.errors import ConfigError
 from compressor.core.resolve import reference
 from compressor.core.types import InputSpec, ModelSpec
 from compressor.models.options import OPTIONS
@@ -125,21 +125,17 @@ def _arguments(name: str, extra: dict[str, Any]) -> dict[str, Any]:
         arguments: dict[str, Any] = json.loads(text)
         return arguments
     try:
-        return options.model_validate_json(text, strict=True).concrete().model_dump(mode="json")
-    except ValidationError as error:
-        known = options.model_fields
-        raise ValueError("; ".join(_problem(name, row, known) for row in error.errors())) from error
+        return validate(options, extra).concrete().model_dump(mode="json")
+    except Invalid as invalid:
+        raise ValueError("; ".join(_problem(name, *row) for row in invalid.problems)) from invalid
 
 
-def _problem(name: str, row: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """One line for one row of pydantic's report."""
-    key = ".".join(str(part) for part in row["loc"])
-    if row["type"] == "extra_forbidden":
-        return f"{name}: unknown argument {key!r}{suggestion(key, known) or '; it takes none'}"
-    message = row["msg"].removeprefix("Value error, ")
-    if not key:
-        return f"{name}: {message}"
-    return f"{name}.{key}: {message} (got {row['input']!r})"
+def _problem(name: str, loc: Loc, text: str) -> str:
+    """One finding in an argument, in a line of its own network's."""
+    key = ".".join(map(str, loc))
+    if text.startswith(UNKNOWN):
+        return f"{name}: unknown argument {key!r}{text.removeprefix(UNKNOWN) or '; it takes none'}"
+    return f"{name}.{key}: {text}" if key else f"{name}: {text}"
 
 
 class DatasetLike(Protocol):

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from compressor.core import records
 from compressor.core.errors import IntegrityError
 from compressor.core.files import write_json
-from compressor.core.types import Metric, Timing, TimingProtocol
-from compressor.runtime.timing import AA, table
+from compressor.core.types import AA, Metric, Timing, TimingProtocol
+from compressor.runtime.timing import table
 from compressor.stats.bootstrap import Interval
 from compressor.stats.ratios import ratio
 
@@ -144,16 +145,7 @@ def save(path: Path, record: Record) -> None:
 
 def load(path: Path) -> Record:
     """Read a timings artifact. Raises IntegrityError when it is missing or malformed."""
-    try:
-        record = _ADAPTER.validate_json(path.read_bytes())
-    except OSError as error:
-        raise IntegrityError(f"{path}: no timings here ({error.strerror})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise IntegrityError(f"{path}: not a timings file ({where}: {first['msg']})") from error
-    if record.schema != SCHEMA:
-        raise IntegrityError(f"{path}: schema {record.schema}, this version reads {SCHEMA}")
+    record = records.read(_ADAPTER, path, "timings", SCHEMA)
     if not 0 <= record.primary < len(record.cells):
         raise IntegrityError(f"{path}: no cell {record.primary}")
     return record

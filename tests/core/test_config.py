@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from compressor.core.config import Config, Invalid, validate
+from compressor.core.config import Config, Invalid, seconds, validate
 
 
 class Inner(Config):
@@ -100,3 +101,32 @@ def test_keys_that_look_like_types_are_kept():
 def test_what_is_right_is_built_without_coercion():
     got = validate(Outer, {"epochs": 3, "threads": [1, 2], "inner": {"rate": 1}, "names": ["a"]})
     assert (got.epochs, got.threads, got.inner.rate, got.names) == (3, [1, 2], 1.0, ("a",))
+
+
+class Timed(Config):
+    budget: Annotated[float, BeforeValidator(seconds)] | None = None
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{4}$")] = "0000"
+
+
+@pytest.mark.parametrize(("given", "s"), [(90, 90.0), ("90s", 90.0), ("3m", 180.0), ("1h", 3600.0)])
+def test_a_time_may_be_written_as_people_write_it(given, s):
+    assert validate(Timed, {"budget": given}).budget == s
+    assert validate(Timed, {}).budget is None
+
+
+@pytest.mark.parametrize("given", ["3 minutes", "0s", -1, 0, True, "90", [90]])
+def test_a_wrong_time_is_told_the_forms_that_work(given):
+    with pytest.raises(Invalid) as caught:
+        validate(Timed, {"budget": given})
+    ((loc, text),) = caught.value.problems
+    assert loc == ("budget",)
+    shown = json.dumps(given)
+    assert text == f"got {shown}; needs a time above 0 such as 90, 90s, 3m or 1h"
+
+
+def test_a_text_of_the_wrong_form_is_told_the_form():
+    with pytest.raises(Invalid) as caught:
+        validate(Timed, {"digest": "xyz"})
+    assert caught.value.problems == [
+        (("digest",), 'got "xyz"; needs text that matches ^[0-9a-f]{4}$')
+    ]

@@ -435,7 +435,7 @@ def test_bombs_are_refused_before_they_are_unpacked(
     file = npz(tmp_path / "bomb.npz", x=np.zeros(4_000_000, np.uint8), y=Y)
     assert file.stat().st_size < 10_000
     monkeypatch.setattr("numpy.lib.format.read_array", lambda *a, **k: pytest.fail("unpacked"))
-    with pytest.raises(ConfigError, match=r"unpack to 4000\d+; at most 1048576 are read"):
+    with pytest.raises(ConfigError, match=r"unpack to 4000\d+; option max_gib is 1048576"):
         arrays(file, max_gib=1 / 1024)
     huge = io.BytesIO()
     np.lib.format.write_array_header_1_0(
@@ -449,9 +449,9 @@ def test_bombs_are_refused_before_they_are_unpacked(
 
 def test_malformed_npz_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.npz"
-    with pytest.raises(ConfigError, match=r"root must name the \.npz file"):
+    with pytest.raises(ConfigError, match="no such file"):
         arrays(file)
-    with pytest.raises(ConfigError, match=r"root must name the \.npz file"):
+    with pytest.raises(ConfigError, match=r"a folder; give the \.npz file"):
         arrays(tmp_path)
     file.write_bytes(b"not a zip")
     with pytest.raises(ConfigError, match=r"not a readable \.npz"):

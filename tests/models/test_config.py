@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from compressor.core.config import Config
+from compressor.core.config import Config, Invalid, validate
 from compressor.models import MODELS, ModelConfig, model_spec
 from compressor.models.options import OPTIONS
 from tests.models.support import NETWORKS, data, name
@@ -52,9 +52,9 @@ def test_the_resolved_form_is_concrete_and_resolves_to_itself(model):
         ({"name": "resnet", "dept": 8}, "unknown argument 'dept'; did you mean 'depth'"),
         ({"name": "resnet", "depth": 8, "widht": 4}, "did you mean 'width'"),
         ({"name": "resnet", "depth": 9}, "nearest 8"),
-        ({"name": "resnet", "depth": "8"}, "resnet.depth: Input should be a valid integer"),
+        ({"name": "resnet", "depth": "8"}, 'resnet.depth: got "8"; needs a whole number'),
         ({"name": "resnet", "depth": True}, "resnet.depth"),
-        ({"name": "resnet", "width": 0}, "greater than or equal to 1"),
+        ({"name": "resnet", "width": 0}, "resnet.width: got 0; needs at least 1"),
         ({"name": "resnet", "width": 8, "widths": [16, 32, 64]}, "contradicts widths"),
         ({"name": "resnet", "depth": 20, "blocks": [1, 1, 1]}, "contradicts blocks"),
         ({"name": "resnet", "widths": [8, 8], "blocks": [1, 1, 1]}, "equally long, got [2, 3]"),
@@ -62,21 +62,31 @@ def test_the_resolved_form_is_concrete_and_resolves_to_itself(model):
         ({"name": "resnet", "stem": "pol"}, "'full', 'pool' or 'stride'"),
         ({"name": "resnet", "strides": [1, 3, 1]}, "resnet.strides.1"),
         ({"name": "mobilenet", "widths": [8, 8]}, "equally long"),
-        ({"name": "mobilenet", "activation": "gelu"}, "'hardswish'"),
+        ({"name": "mobilenet", "activation": "gelu"}, "needs 'relu', 'relu6' or 'hardswish'"),
         ({"name": "lenet_300_100", "hidden": 3}, "takes none"),
-        ({"name": "lenet5", "widths": [1, 2, 3]}, "at most 2"),
-        ({"name": "mlp", "dropout": 1.0}, "less than 1"),
+        ({"name": "lenet5", "widths": [1, 2, 3]}, "got [1, 2, 3]; needs a list of at most 2"),
+        ({"name": "mlp", "dropout": 1.0}, "mlp.dropout: got 1.0; needs less than 1"),
         ({"name": "mlp", "num_classes": 3}, "comes from the dataset"),
         ({"name": "my.nets:f", "input_shape": [1]}, "comes from the dataset"),
         ({"name": "mlp", "weights": "w.pth"}, "torch.load('w.pth', weights_only=True)"),
         ({"name": "mlp", "sha256": "0" * 64}, "sha256 without weights"),
         ({"name": "mlp", "weights": "w.safetensors", "sha256": "0"}, "should match pattern"),
+        ({"name": "resnet", "widths": "8"}, 'resnet.widths: got "8"; needs a list'),
     ],
 )
 def test_a_mistake_is_named_with_the_nearest_valid_word(model, words):
     with pytest.raises(ValidationError) as caught:
         strict(model)
     assert words in str(caught.value)
+
+
+def test_no_word_of_the_library_that_checks_reaches_the_user():
+    for model in ({"name": "resnet", "depth": "8"}, {"name": "mlp", "sha256": "0"}):
+        with pytest.raises(Invalid) as caught:
+            validate(Holder, {"model": model})
+        said = str(caught.value)
+        assert "; needs " in said
+        assert not [w for w in ("Input should", "String should", "Value error") if w in said]
 
 
 def test_all_mistakes_of_a_network_are_found_at_once():
