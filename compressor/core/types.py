@@ -24,6 +24,8 @@ TIMINGS = "timings"
 TABLE = "table"
 BUNDLE = "bundle"
 
+AA = "A/A"  # the name under which the first model of a measurement is measured again
+
 MODEL_KINDS = frozenset({CHECKPOINT, ONNX})
 
 
@@ -173,7 +175,7 @@ class Timing:
         calls: Model name to every timed call in milliseconds, in order.
         rounds: Model name to the median call of each round in milliseconds; the entries of one
             index were measured beside each other and may be divided. The first model is
-            measured a second time under the name ``"A/A"``.
+            measured a second time under the name :data:`AA`.
         unstable: The A/A median left 0.95-1.05, or the machine was busy; do not decide by this.
         note: Why it is unstable, or empty.
         digest: sha256 of the record; stages keep it to say which timings they read.
@@ -254,6 +256,10 @@ def no_code(config: Any) -> Sequence[str]:
     return ()
 
 
+def no_check(config: Any, device: str) -> None:
+    """Every machine will do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stage(Generic[C]):
     """A named step: a function plus what the engine must know to wire and cache it.
@@ -274,6 +280,9 @@ class Stage(Generic[C]):
             ``--rebench`` makes it stale; a function where it depends on the config. Ask
             :meth:`measures_with`.
         needs_extra: Import names that must be importable, e.g. ``("torch",)``.
+        check: Given the config and ``cpu`` or ``cuda``: raises MissingError if this machine cannot
+            run it, ``KEY: why`` where an option is the reason. The engine asks before anything
+            runs, and ``plan`` too, so import what computes only for configs that depend on it.
     """
 
     name: str
@@ -287,6 +296,7 @@ class Stage(Generic[C]):
     deterministic: bool = True
     measures: bool | Callable[[C], bool] = False
     needs_extra: tuple[str, ...] = ()
+    check: Callable[[C, str], None] = no_check
 
     def measures_with(self, config: C) -> bool:
         """Whether a run with this config depends on latency."""

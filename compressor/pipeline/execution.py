@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from compressor.core import files
-from compressor.core.environment import check_onnxruntime, onnxruntime_packages, require
+from compressor.core.environment import check_onnxruntime, onnxruntime_packages
 from compressor.core.errors import (
     CompressorError,
     ConfigError,
@@ -23,12 +23,11 @@ from compressor.core.errors import (
 from compressor.core.locks import MACHINE
 from compressor.core.store import Entry
 from compressor.core.types import Context, Progress, StageResult
-from compressor.pipeline import keys
+from compressor.pipeline import keys, planning
+from compressor.pipeline.graph import Node, Pipeline
+from compressor.pipeline.machine import EXTRA_OF, lacks
 from compressor.pipeline.state import State
 from compressor.pipeline.timings import StoredTimings
-from compressor.pipeline.wiring import Node, Pipeline
-
-_EXTRA_OF = {"torch": "train", "sklearn": "train", "onnxruntime": "cpu"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +65,16 @@ def execute(
     reporter: Reporter,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Done]:
-    """Bring every node up to date, in order. Raises what the first failing stage raised."""
+    """Bring every node up to date, in order.
+
+    Raises what the first failing stage raised; before anything runs, what :func:`_foresee` and
+    :class:`_Machine` raise.
+    """
     _foresee(pipeline, state, nodes)
+    machine = _Machine(pipeline, state, nodes, options)
     finished = []
     for node in nodes:
-        done = _Runner(pipeline, state, node, options, reporter, clock).run()
+        done = _Runner(pipeline, state, node, options, reporter, clock, machine).run()
         state.finish(node, done.entry)
         state.store.remember(pipeline.name, node.name, done.entry.key)
         reporter.finish(done)
@@ -102,6 +106,36 @@ def _foresee(pipeline: Pipeline, state: State, nodes: Sequence[Node]) -> None:
         check_onnxruntime()
 
 
+class _Machine:
+    """Asked before each stage that must run; the first time it looks at all that follow.
+
+    Not earlier: what is cached needs neither torch nor a provider, and looking costs a plan.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, state: State, nodes: Sequence[Node], options: Options
+    ) -> None:
+        self._pipeline = pipeline
+        self._state = state
+        self._nodes = nodes
+        self._options = options
+        self._asked = False
+
+    def check(self, node: Node) -> None:
+        """Raise MissingError if ``node`` or, the first time, a stage behind it cannot run here."""
+        if self._asked:
+            problem = lacks(self._pipeline.document, node, self._state.settings.device)
+            found = [problem] if problem else []
+        else:
+            self._asked = True
+            rest = self._nodes[self._nodes.index(node) :]
+            steps = planning.plan(self._pipeline, self._state.ahead(), rest, self._options.rebench)
+            kept = self._options.accept_code
+            found = planning.problems([s for s in steps if s.node.stem not in kept])
+        if found:
+            raise MissingError("\n".join(found))
+
+
 class _Runner:
     """One node on its way from key to entry."""
 
@@ -113,7 +147,9 @@ class _Runner:
         options: Options,
         reporter: Reporter,
         clock: Callable[[], float],
+        machine: _Machine,
     ) -> None:
+        self._machine = machine
         self._pipeline = pipeline
         self._state = state
         self._store = state.store
@@ -132,6 +168,7 @@ class _Runner:
             entry = self._accepted(key, parts)
         if entry is not None:
             return Done(node, entry, ran=False)
+        self._machine.check(node)
         self._reporter.start(node)
 
         def waiting() -> None:
@@ -158,7 +195,6 @@ class _Runner:
 
     def _compute(self, key: str, parts: keys.Parts) -> Entry:
         node, store = self._node, self._store
-        self._check_extras()
         notes: list[str] = []
         timings = StoredTimings(store, again=self._options.rebench)
         resume = store.resume(key)
@@ -214,19 +250,9 @@ class _Runner:
         except MemoryError as error:
             raise SystemFault(f"{node.name}: out of memory; use a smaller batch") from error
         except ModuleNotFoundError as error:
-            extra = _EXTRA_OF.get(str(error.name).partition(".")[0])
+            extra = EXTRA_OF.get(str(error.name).partition(".")[0])
             advice = f'; `pip install "compressor[{extra}]"`' if extra else ""
             raise MissingError(f"{node.name}: needs {error.name}{advice}") from error
-
-    def _check_extras(self) -> None:
-        modules = self._node.stage.needs_extra
-        if modules:
-            require(modules, _EXTRA_OF.get(modules[0], "train"), f"stage {self._node.name}")
-        if self._state.settings.device == "cuda" and "torch" in modules:
-            import torch
-
-            if not torch.cuda.is_available():
-                raise MissingError("--device cuda: torch sees no CUDA device; use --device cpu")
 
     def _check(self, result: StageResult, workdir: Path) -> None:
         """Hold a stage to what it declares."""

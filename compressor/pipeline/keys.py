@@ -19,7 +19,7 @@ from compressor.core.errors import ConfigError
 from compressor.core.hashing import digest_json
 from compressor.core.store import Store
 from compressor.core.types import Artifact, Inputs, ModelSpec
-from compressor.pipeline.wiring import Node
+from compressor.pipeline.graph import Node
 
 # import name -> distribution, for libraries whose version is part of the result
 _DISTRIBUTIONS = {

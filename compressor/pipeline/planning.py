@@ -1,14 +1,18 @@
-"""What would run, and why; nothing is computed and no library that computes is imported."""
+"""What would run, why, and whether it can run here.
+
+Nothing is computed, and a library that computes is imported only where a config depends on what
+it finds (``device: cuda``, a stage's own ``check``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compressor.core.errors import ConfigError, MissingError
-from compressor.pipeline import keys
+from compressor.pipeline import keys, machine
+from compressor.pipeline.graph import Node, Pipeline
 from compressor.pipeline.state import State
-from compressor.pipeline.wiring import Node, Pipeline
 
 CACHED = "cached"
 STALE = "stale"
@@ -27,6 +31,7 @@ class Step:
         reason: Why it is not cached, or empty.
         seconds: How long it took last time, or None.
         code: ``module:attribute`` references that the config will import.
+        problem: Why it cannot run on this machine, or empty; cached results need no machine.
     """
 
     node: Node
@@ -34,11 +39,27 @@ class Step:
     reason: str
     seconds: float | None
     code: tuple[str, ...]
+    problem: str = ""
 
 
 def plan(pipeline: Pipeline, state: State, nodes: Sequence[Node], rebench: bool) -> list[Step]:
     """The cache state of ``nodes`` in order. Results are trusted unverified here."""
-    return [_step(pipeline, state, node, rebench) for node in nodes]
+    steps = []
+    for node in nodes:
+        step = _step(pipeline, state, node, rebench)
+        if step.state != CACHED:
+            lacking = machine.lacks(pipeline.document, node, state.settings.device)
+            step = replace(step, problem=lacking)
+        steps.append(step)
+    return steps
+
+
+def problems(steps: Sequence[Step]) -> list[str]:
+    """What this machine lacks, each sentence once with the first stage that needs it."""
+    found: dict[str, str] = {}
+    for problem in (s.problem for s in steps if s.problem):
+        found.setdefault(problem.partition("stages.")[2].partition(": ")[2], problem)
+    return list(found.values())
 
 
 def _step(pipeline: Pipeline, state: State, node: Node, rebench: bool) -> Step:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from compressor.core import environment
+from compressor.core.errors import CompressorError
 from compressor.core.store import Store
-from compressor.pipeline.planning import CACHED, Step
+from compressor.pipeline.planning import CACHED, Step, problems
 
 Rows = list[dict[str, Any]]
 
@@ -25,6 +26,7 @@ def plan_rows(steps: Sequence[Step]) -> Rows:
             "seconds": s.seconds,
             "inputs": {n: [r.node for r in refs] for n, refs in s.node.inputs.items()},
             "code": list(s.code),
+            "problem": s.problem,
         }
         for s in steps
     ]
@@ -56,6 +58,9 @@ def plan_text(steps: Sequence[Step], file: str) -> str:
         lines.append(f"{len(todo)} to run, about {sum(known):.0f} s by their last times")
     else:
         lines.append(f"{len(todo)} to run; next: compressor run {file}")
+    for problem in problems(steps):
+        lines += textwrap.wrap(f"cannot run here: {problem}", 80, subsequent_indent="  ",
+                               break_long_words=False, break_on_hyphens=False)  # fmt: skip
     return "\n".join(lines)
 
 
@@ -108,7 +113,7 @@ def doctor() -> tuple[dict[str, Any], str, int]:
         import onnxruntime
 
         facts["providers"] = onnxruntime.get_available_providers()
-    except Exception as error:
+    except (CompressorError, ImportError, OSError) as error:  # OSError: a library it cannot load
         problem = str(error)
         facts["providers"] = []
     lines = [

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
-from compressor.pipeline.execution import Done
-from compressor.pipeline.wiring import Node
+    from compressor.pipeline.execution import Done
+    from compressor.pipeline.graph import Node
 
 INTERVAL_S = 10.0
 
@@ -94,12 +95,22 @@ class Live:
     """A rich progress bar for the running node above the lines of the finished ones."""
 
     def __init__(self, console: Console | None = None) -> None:
+        from rich.console import Console  # not needed where nobody watches
+
         self._console = console or Console(stderr=True)
         self._bar: Progress | None = None
         self._name = ""
 
     def start(self, node: Node) -> None:
         """Open a bar."""
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         self._close()
         self._name = node.name
         self._bar = Progress(

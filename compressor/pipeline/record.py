@@ -18,8 +18,8 @@ from compressor.core.tasks import TASKS
 from compressor.core.types import BUNDLE, CHECKPOINT, ONNX, TABLE, TIMINGS, Metric
 from compressor.pipeline import keys
 from compressor.pipeline.execution import Done
+from compressor.pipeline.graph import Pipeline
 from compressor.pipeline.state import State
-from compressor.pipeline.wiring import Pipeline
 
 _QUALITY = {task.metric for task in TASKS.values()}
 

@@ -9,7 +9,7 @@ from typing import Any
 from compressor.core.store import Entry, Store
 from compressor.core.types import MODEL_KINDS, Artifact, Inputs, ModelSpec
 from compressor.pipeline import keys
-from compressor.pipeline.wiring import Node, Ref
+from compressor.pipeline.graph import Node, Ref
 
 
 @dataclass(slots=True)
@@ -34,6 +34,10 @@ class State:
     def __post_init__(self) -> None:
         self.sources = self.store.recall("sources")
         self._kept = len(self.sources)
+
+    def ahead(self) -> State:
+        """A copy that may look at what follows without this one knowing."""
+        return State(self.store, self.settings, dict(self.artifacts), dict(self.specs))
 
     def missing(self, node: Node) -> list[str]:
         """Names of nodes that ``node`` needs and that are not finished."""

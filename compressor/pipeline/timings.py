@@ -14,7 +14,7 @@ from compressor.core.environment import machine_fingerprint
 from compressor.core.hashing import digest_file, digest_json
 from compressor.core.source import behind
 from compressor.core.store import Store
-from compressor.core.types import Timing, TimingProtocol
+from compressor.core.types import AA, Timing, TimingProtocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,6 @@ class _Profile:
 
 _TIMING = TypeAdapter(Timing)
 _PROFILE = TypeAdapter(_Profile)
-CONTROL = "A/A"
 _MEASURES = "compressor.runtime.timing:interleave"
 
 
@@ -115,7 +114,7 @@ def _load(path: Path) -> Timing | None:
 
 
 def _renamed(timing: Timing, names: Mapping[str, str]) -> Timing:
-    full = {**names, CONTROL: CONTROL}
+    full = {**names, AA: AA}
     return dataclasses.replace(
         timing,
         calls={full[n]: v for n, v in timing.calls.items()},

@@ -27,12 +27,12 @@ from compressor.core.environment import machine_fingerprint
 from compressor.core.errors import ConfigError
 from compressor.core.hashing import digest_bytes, digest_json
 from compressor.core.locks import MACHINE, MachineLock
+from compressor.core.types import AA as AA
 from compressor.core.types import Timing, TimingProtocol
 
 if TYPE_CHECKING:
     from compressor.stats.bootstrap import Interval
 
-AA = "A/A"
 AA_LOW, AA_HIGH = 0.95, 1.05
 ATTEMPTS = 3  # the first, and two more if the A/A control fails
 N_P90, N_P99 = 64, 662

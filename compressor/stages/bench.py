@@ -47,7 +47,7 @@ class BenchConfig(Config):
     rounds: int = Field(default=30, ge=10)
     min_cell_ms: float = Field(default=50.0, ge=0)
     warmup_ms: float = Field(default=500.0, ge=0)
-    budget: Annotated[float, BeforeValidator(seconds), Field(gt=0)] | None = None
+    budget: Annotated[float, BeforeValidator(seconds)] | None = None
     memory: int = Field(default=3, ge=0)
 
 
@@ -86,6 +86,14 @@ def run(config: BenchConfig, inputs: Inputs, ctx: Context) -> StageResult:
     return StageResult({"timings": path}, record.metrics(found))
 
 
+def _check(config: BenchConfig, device: str) -> None:
+    """The provider is known long before the bench is reached. Raises MissingError."""
+    if config.provider != "cpu":
+        from compressor.runtime.session import check_provider
+
+        check_provider(config.provider)
+
+
 def _list(value: int | list[int]) -> list[int]:
     return value if isinstance(value, list) else [value]
 
@@ -104,4 +112,5 @@ BENCH = Stage(
     deterministic=False,
     measures=True,
     needs_extra=("onnxruntime",),
+    check=_check,
 )

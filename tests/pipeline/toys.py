@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from compressor.core.config import Config
+from compressor.core.errors import MissingError
 from compressor.core.types import Context, Inputs, Metric, Need, Stage, StageResult, one, several
 
 CALLS: list[str] = []
@@ -112,3 +113,22 @@ def infinite(cfg: ScaleConfig, inputs: Inputs, ctx: Context) -> StageResult:
 
 
 INFINITE = Stage("infinite", ScaleConfig, infinite, {}, {"number": "number"})
+
+
+HERE: set[str] = {"wood"}
+
+
+class PickyConfig(ScaleConfig):
+    """Options of ``picky``."""
+
+    wants: str = "wood"
+
+
+def _picky(cfg: PickyConfig, device: str) -> None:
+    if cfg.wants not in HERE:
+        raise MissingError(f"wants: no {cfg.wants} here")
+
+
+PICKY = Stage(
+    "picky", PickyConfig, scale, {"number": Need("number")}, {"number": "number"}, check=_picky
+)
