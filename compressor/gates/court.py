@@ -108,7 +108,7 @@ class Court:
         name = split(gate.metric)[1]
         if name == LATENCY:
             model = baselines.model_file(self.run, stage)
-            protocol = latency.protocol_of(self.results)
+            protocol = latency.protocol_of(self.results, stage)
             return latency.judge(held, model, gate.limit, protocol, self.measure)
         ships = stage.name == baselines.shipped(self.results).name
         reference = _recorded(held, stage, name, ships)

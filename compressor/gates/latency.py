@@ -13,7 +13,7 @@ from typing import Any
 
 from compressor.core.environment import cpu_name, instruction_set
 from compressor.core.errors import ConfigError
-from compressor.core.results import RunResults
+from compressor.core.results import RunResults, StageRecord
 from compressor.core.types import Timing, TimingProtocol
 from compressor.gates import baseline as baselines
 from compressor.gates import limits
@@ -25,15 +25,22 @@ Measure = Callable[[Mapping[str, Path], TimingProtocol, Mapping[str, Any] | None
 BASE, CAND = "baseline", "candidate"
 
 
-def protocol_of(results: RunResults) -> TimingProtocol:
-    """Provider, threads and batch of the run's bench stage; one CPU thread, batch 1 without it."""
+def protocol_of(results: RunResults, stage: StageRecord) -> TimingProtocol:
+    """Provider, threads and batch at which the run itself timed the stage's model.
+
+    That is the bench that a bundle was chosen by, else one that measured the stage, else the
+    run's first; one CPU thread and batch 1 in a run without a bench.
+    """
     plain = TimingProtocol()
-    bench = next((s for s in results.stages if s.uses == "bench"), None)
-    if bench is None:
+    benches = [s for s in results.stages if s.uses == "bench"]
+    named = {name for names in stage.inputs.values() for name in names}
+    near = [b for b in benches if b.name in named]
+    near += [b for b in benches if any(stage.name in names for names in b.inputs.values())]
+    if not benches:
         return plain
-    values = {}
+    config, values = (near or benches)[0].config, {}
     for name in ("provider", "threads", "batch"):
-        value = bench.config.get(name, getattr(plain, name))
+        value = config.get(name, getattr(plain, name))
         values[name] = value[0] if isinstance(value, list | tuple) and value else value
     return replace(plain, **values)
 

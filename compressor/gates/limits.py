@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from compressor.core.types import Metric, Timing
+from compressor.core.types import AA, Metric, Timing
 from compressor.gates.verdicts import EPSILON, FAIL, INCONCLUSIVE, PASS, Verdict, amount
-from compressor.runtime.timing import AA, AA_HIGH, AA_LOW
+from compressor.runtime.timing import AA_HIGH, AA_LOW, aa_ratio
 from compressor.stats import Interval, median_interval, ratio, ratio_interval
 
 # Below 6 rounds not even all of them together are a 95 % interval of the median: 2 / 2^5 > .05.
@@ -54,10 +54,16 @@ def metric_ratio(
         return _exact(metric, good, reference)
     rounds = len(metric.samples)
     if not together or rounds != len(other.samples) or rounds == 0:
+        both = f"{amount(metric.value, metric.unit)} and {amount(other.value, other.unit)}"
+        if together:
+            return Verdict(
+                INCONCLUSIVE,
+                f"no interval: {both} were measured beside each other and are recorded without "
+                "their rounds; gate on a speedup, which keeps them",
+            )
         return Verdict(
             INCONCLUSIVE,
-            f"not comparable: {amount(metric.value, metric.unit)} and "
-            f"{amount(other.value, other.unit)} were not measured beside each other; "
+            f"not comparable: {both} were not measured beside each other; "
             "gate on STAGE.latency versus baseline, or on a speedup",
         )
     found = ratio(metric.samples, other.samples)
@@ -70,8 +76,7 @@ def metric_ratio(
 
 def noisy(timing: Timing, base: str) -> bool:
     """Whether nothing may be decided by these timings; ``base`` is the model of the control."""
-    logs = np.log(np.divide(timing.rounds[AA], timing.rounds[base]))
-    control = float(np.exp(np.median(logs)))
+    control = aa_ratio(*([[ms] for ms in timing.rounds[name]] for name in (base, AA)))
     return timing.unstable or not AA_LOW <= control <= AA_HIGH
 
 
@@ -114,8 +119,11 @@ def _three(
 
 
 def _exact(metric: Metric, good: bool, against: str) -> Verdict:
+    """Decided by the number alone; the sentence says whether it is one that cannot vary."""
+    # Memory is a median over fresh processes that agree within pages, but it is measured.
+    how = "one number, no interval" if metric.unit == "MiB" else "exact"
     return Verdict(
-        PASS if good else FAIL, f"{amount(metric.value, metric.unit)}, {against} (exact)"
+        PASS if good else FAIL, f"{amount(metric.value, metric.unit)}, {against} ({how})"
     )
 
 

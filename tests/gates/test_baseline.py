@@ -15,7 +15,7 @@ import pytest
 from compressor.core.errors import ConfigError, IntegrityError, SystemFault
 from compressor.core.results import GateRecord
 from compressor.core.types import Timing, TimingProtocol
-from compressor.gates import Gate, accept, baseline, evaluate, exit_code, judge
+from compressor.gates import Gate, accept, baseline, evaluate, exit_code, judge, latency
 from compressor.runtime.predict import npz_bytes
 from compressor.runtime.timing import feed_digest, interleave
 from tests.gates.builders import HERE, Clock, Run, metric, onnx_file, right_wrong, shipped
@@ -253,6 +253,22 @@ def test_latency_is_measured_on_the_baselines_inputs_by_the_runs_protocol(tmp_pa
     assert (protocol.provider, protocol.threads, protocol.batch) == ("cpu", 2, 32)
     assert feed["image"].shape == (32, 4)
     assert protocol.inputs == feed_digest(feed)
+
+
+def test_latency_is_measured_as_the_bench_that_timed_the_model_did(tmp_path: Path) -> None:
+    folder = accepted(tmp_path)
+    run = shipped(tmp_path / "run", NEW, 2.0)
+    run.add("first", "bench", config={"threads": 2}, inputs={"candidates": ("other",)})
+    run.add("second", "bench", config={"threads": 4}, inputs={"candidates": ("fp32", "x")})
+    record = run.done()
+    clock = Clock(1.0)
+    judge(tmp_path / "run", folder, clock)
+    assert clock.protocols[0].threads == 4
+    stage = record.stage("fp32")
+    assert stage is not None
+    bundle = replace(stage, name="ship", inputs={"timings": ("first",)})
+    assert latency.protocol_of(record, bundle).threads == 2
+    assert latency.protocol_of(record, replace(stage, name="y")).threads == 2
 
 
 def test_a_fail_must_be_seen_twice(tmp_path: Path) -> None:

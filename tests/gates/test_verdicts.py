@@ -176,6 +176,36 @@ def test_measured_values_are_divided_only_round_by_round() -> None:
     assert "beside each other" in apart.sentence
 
 
+def test_percentiles_of_one_bench_are_not_said_to_come_from_two() -> None:
+    one, two = Metric(1.5, "ms", "lower"), Metric(3.0, "ms", "lower")
+    beside = limits.metric_ratio(one, two, 0.6, together=True, unstable=False)
+    assert beside.state == INCONCLUSIVE
+    assert "1.5 ms and 3 ms were measured beside each other" in beside.sentence
+    assert "gate on a speedup" in beside.sentence
+    apart = limits.metric_ratio(one, two, 0.6, together=False, unstable=False)
+    assert "were not measured beside each other" in apart.sentence
+
+
+def test_memory_is_decided_by_its_number_and_not_called_exact() -> None:
+    peak = Metric(12.5, "MiB", "lower")
+    found = limits.metric_limit(peak, "max", 20, unstable=True)
+    assert found == Verdict(PASS, "12.5 MiB, limit ≤ 20 MiB (one number, no interval)")
+    assert (
+        "exact" not in limits.metric_ratio(peak, peak, 1.0, together=True, unstable=False).sentence
+    )
+
+
+def test_the_control_is_read_as_the_measurement_reads_it() -> None:
+    """0.95-1.05 is not its own inverse, so that it matters which is divided by which."""
+    from compressor.runtime.timing import AA_HIGH, AA_LOW, aa_ratio
+
+    for control in np.linspace(0.94, 1.07, 40):
+        rounds = {"base": (1.0,) * 9, "A/A": (control,) * 9}
+        ratio = aa_ratio([[1.0]] * 9, [[control]] * 9)
+        timing = Timing("m", TimingProtocol(), rounds, rounds)
+        assert limits.noisy(timing, "base") == (not AA_LOW <= ratio <= AA_HIGH)
+
+
 # The A/A median ratio over 25 interleaved rounds had sd .028 on a busy 2-core machine. Each run
 # below gets that much as a shift of its own, which its interval cannot know, and noise between
 # rounds that would by itself give the same sd once more (1.2533 s / 5 = .028).
