@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnx.external_data_helper import uses_external_data
 
 from compressor.core.errors import ConfigError
 from compressor.quantization.graph import Graph, attribute, captured, constant_of, infer, opset
+from compressor.runtime.session import check_file
 
 # What ONNX Runtime 1.30 and 1.31 load at most; below 11 the converter's adapters have holes.
 _IR, _OPSETS, _CONVERT_TO = 13, range(11, 27), 17
@@ -30,7 +30,8 @@ def load(path: Path) -> Graph:
         path: An ``.onnx`` file; external data is read from the same folder only.
 
     Raises:
-        ConfigError: Not a model, too new, too old, already quantized, or without float32 weights.
+        ConfigError: No such file, too new, too old, already quantized, or without float32 weights.
+        IntegrityError: Not an ONNX file, or external data that is not a plain file beside it.
     """
     model = _read(path)
     _refuse(model, path)
@@ -40,22 +41,11 @@ def load(path: Path) -> Graph:
 
 
 def _read(path: Path) -> ModelProto:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; give an ONNX model")
+    check_file(path)
     try:
         model = onnx.load(path, load_external_data=False)
-        for tensor in model.graph.initializer:
-            if uses_external_data(tensor):
-                where = next(e.value for e in tensor.external_data if e.key == "location")
-                if Path(where).name != where:
-                    raise ConfigError(
-                        f"{path}: weight {tensor.name!r} lies in {where!r}; "
-                        "external data is read only from the model's own folder"
-                    )
         onnx.load_external_data_for_model(model, str(path.parent.resolve()))
         onnx.checker.check_model(model)
-    except ConfigError:
-        raise
     except Exception as error:  # the protobuf and checker errors have no common ancestor
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ConfigError(f"{path}: not a valid ONNX model ({line})") from error

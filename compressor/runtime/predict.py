@@ -145,26 +145,6 @@ def run(model: Any, feeds: Mapping[str, Array], batch: int = 64) -> NDArray[np.f
     return np.concatenate(parts)
 
 
-def load_feed(path: Path) -> dict[str, Array]:
-    """Input name to samples [n, ...] of an ``.npz`` that a user gives; nothing is unpickled.
-
-    Raises:
-        ConfigError: Missing, not an ``.npz``, object arrays, no arrays, or of unequal length.
-    """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            feed = {name: archive[name] for name in archive.files}
-    except _UNREADABLE as error:
-        raise ConfigError(f"{path}: not an .npz of plain arrays ({error})") from error
-    lengths = {name: len(array) if array.ndim else 0 for name, array in feed.items()}
-    if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise ConfigError(
-            f"{path}: samples per array {lengths}; give one array per model input, "
-            "all of the same length above 0"
-        )
-    return feed
-
-
 def npz_bytes(arrays: Mapping[str, Array]) -> bytes:
     """An uncompressed ``.npz`` whose bytes depend on the arrays alone (``numpy.savez`` dates it).
 

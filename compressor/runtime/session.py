@@ -72,6 +72,29 @@ def open_session(
         raise ConfigError(f"threads: {threads}; give at least 1")
     check_provider(provider)
     check_file(path)
+    entries = {"session.intra_op.allow_spinning": "0"}
+    if denormals_as_zero:
+        entries["session.set_denormal_as_zero"] = "1"
+    if provider != "cpu":
+        entries["session.disable_cpu_ep_fallback"] = "1"
+    options = _options(threads, optimize, dump, profile, {**entries, **config})
+    session = _create(path, options, _providers(provider, tf32), list(disabled_optimizers))
+    if session.get_providers()[0] != PROVIDERS[provider]:
+        raise MissingError(
+            f"{path}: asked for {PROVIDERS[provider]}, got {session.get_providers()[0]}"
+        )
+    session.disable_fallback()
+    return session
+
+
+def _options(
+    threads: int,
+    optimize: Literal["all", "none"],
+    dump: Path | None,
+    profile: Path | None,
+    entries: Mapping[str, str],
+) -> Any:
+    """Session options; arguments as :func:`open_session` has them."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
@@ -86,20 +109,9 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    entries = {"session.intra_op.allow_spinning": "0"}
-    if denormals_as_zero:
-        entries["session.set_denormal_as_zero"] = "1"
-    if provider != "cpu":
-        entries["session.disable_cpu_ep_fallback"] = "1"
-    for key, value in {**entries, **config}.items():
+    for key, value in entries.items():
         options.add_session_config_entry(key, value)
-    session = _create(path, options, _providers(provider, tf32), list(disabled_optimizers))
-    if session.get_providers()[0] != PROVIDERS[provider]:
-        raise MissingError(
-            f"{path}: asked for {PROVIDERS[provider]}, got {session.get_providers()[0]}"
-        )
-    session.disable_fallback()
-    return session
+    return options
 
 
 def _providers(provider: str, tf32: bool) -> list[Any]:

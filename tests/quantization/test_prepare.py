@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.core.errors import ConfigError, StageError
+from compressor.core.errors import ConfigError, IntegrityError, StageError
 from compressor.quantization.plain import Options, compare, quantize
 from compressor.quantization.prepare import clean, load
 from compressor.quantization.samples import Samples, check, split
@@ -105,7 +105,7 @@ def test_a_half_precision_model_is_refused_and_half_parts_stay(tmp_path):
 
 def test_garbage_and_missing_files_are_refused(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
-    with pytest.raises(ConfigError, match="not a valid ONNX model"):
+    with pytest.raises(IntegrityError, match="not an ONNX file"):
         load(tmp_path / "bad.onnx")
     with pytest.raises(ConfigError, match="no such file"):
         load(tmp_path / "none.onnx")
@@ -135,7 +135,7 @@ def test_external_data_elsewhere_is_refused(tmp_path, location):
             if entry.key == "location":
                 entry.value = location
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ConfigError, match="own folder"):
+    with pytest.raises(IntegrityError, match="a file beside the model"):
         load(path)
 
 

@@ -1,4 +1,3 @@
-import io
 import zipfile
 import zlib
 
@@ -76,8 +75,6 @@ def test_pickled_arrays_are_never_loaded(tmp_path):
     np.savez(tmp_path / "evil.npz", ids=evil, labels=evil, predicted=evil, outputs=evil, name=evil)
     with pytest.raises(IntegrityError, match="not a predictions file"):
         predict.load(tmp_path / "evil.npz")
-    with pytest.raises(ConfigError, match="of plain arrays"):
-        predict.load_feed(tmp_path / "evil.npz")
     with pytest.raises(ValueError, match="Object arrays"):
         predict.npz_bytes({"x": evil})
 
@@ -120,8 +117,6 @@ def test_a_plain_array_and_a_damaged_packed_file_are_integrity_errors(tmp_path):
         archive.read("ids.npy")  # really the error that NumPy passes on
     with pytest.raises(IntegrityError, match="not a predictions file"):
         predict.load(tmp_path / "p.npz")
-    with pytest.raises(ConfigError, match="of plain arrays"):
-        predict.load_feed(tmp_path / "p.npz")
 
 
 def test_repeated_ids_and_other_lengths_are_refused(tmp_path):
@@ -179,20 +174,3 @@ def test_inputs_must_be_the_models(tmp_path):
         predict.run(path, {"image": IMAGES})
     with pytest.raises(ConfigError, match="one length above 0"):
         predict.run(path, {"x": IMAGES[:0]})
-
-
-def test_feed_files_need_arrays_of_one_length(tmp_path):
-    np.savez(tmp_path / "ok.npz", x=IMAGES, y=np.zeros(10))
-    assert set(predict.load_feed(tmp_path / "ok.npz")) == {"x", "y"}
-    np.savez(tmp_path / "bad.npz", x=IMAGES, y=np.zeros(9))
-    with pytest.raises(ConfigError, match="same length"):
-        predict.load_feed(tmp_path / "bad.npz")
-    buffer = io.BytesIO()
-    zipfile.ZipFile(buffer, "w").close()
-    (tmp_path / "empty.npz").write_bytes(buffer.getvalue())
-    for name in ("empty.npz", "missing.npz"):
-        with pytest.raises(ConfigError):
-            predict.load_feed(tmp_path / name)
-    np.save(tmp_path / "one.npy", IMAGES)
-    with pytest.raises(ConfigError):
-        predict.load_feed(tmp_path / "one.npy")
