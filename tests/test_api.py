@@ -10,7 +10,7 @@ import pytest
 
 import compressor
 from compressor import api
-from compressor.core.errors import ConfigError
+from compressor.core.errors import ConfigError, MissingError
 
 TOYS = """\
 name: toy
@@ -61,6 +61,12 @@ def test_only_brings_a_part_up_to_date_without_gates_or_a_run(toy):
         api.run("toy.yaml", only=["c"])
 
 
+def test_an_edit_of_no_stage_cannot_be_accepted(toy):
+    with pytest.raises(ConfigError, match="--accept-code c: no such stage; known: a, b"):
+        api.run("toy.yaml", accept_code=["c"])
+    assert not (toy / ".compressor").exists()
+
+
 def test_a_member_of_a_matrix_can_be_run_alone(toy):
     text = TOYS.replace("with: {value: 3.0}", "matrix: {seed: [0, 1]}")
     (toy / "toy.yaml").write_text(text)
@@ -84,3 +90,19 @@ def test_the_store_is_the_argument_else_the_environment_else_here(monkeypatch):
     monkeypatch.setenv("COMPRESSOR_STORE", "/elsewhere")
     assert api.store_path() == Path("/elsewhere")
     assert api.store_path("/given") == Path("/given")
+
+
+def test_int8_on_cuda_is_refused_or_flagged_by_bench_too(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from compressor.runtime.profile import optimized_graph
+    from tests.runtime.nets import onnx, qdq_convnet
+
+    qdq, fused, told = qdq_convnet(tmp_path / "qdq.onnx", width=16), tmp_path / "fused.onnx", []
+    onnx.save(optimized_graph(qdq), fused)
+    with pytest.raises(MissingError, match=r"fused: int8 on CUDA: \d+ nodes would fall back"):
+        api.bench([qdq, fused], provider="cuda", told=told.append)
+    with pytest.raises(MissingError, match="provider"):  # flagged, and there is no CUDA here
+        api.bench([qdq], provider="cuda", told=told.append)
+    assert [line.startswith("qdq: int8 on CUDA: 1 layers run in float32") for line in told] == [
+        True
+    ]

@@ -75,7 +75,9 @@ def refused(outcome: Outcome, code: int, *words: str, lines: int = 6) -> None:
     [
         ("epochs", "epocks", ("p.yaml:4: stages.teacher.with.epocks", "did you mean 'epochs'?")),
         ("epochs: 1", 'epochs: "1"', ("p.yaml:4: stages.teacher.with.epochs", 'got "1"', "number")),
-        ("hidden: [8]", "hidden: [0]", ("hidden", "got 0")),
+        ("hidden: [8]", "hidden: [0]", ("mlp.hidden.0: got 0; needs at least 1",)),
+        ("hidden: [8]", "hidden: x", ('mlp.hidden: got "x"; needs a list',)),
+        ("calibration: 64", "options: {max_gib: x}", ('options.max_gib: got "x"; needs a number',)),
         ("name: mlp", "name: mpl", ("p.yaml:4", "'mpl'", "did you mean 'mlp'?")),
         ("arrays", "arays", ("p.yaml:3", "'arays'", "did you mean 'arrays'?")),
         ("uses: train", "uses: trian", ("p.yaml:4", "'trian'", "did you mean 'train'?")),
@@ -204,6 +206,7 @@ def test_an_onnx_with_an_unsupported_opset_cannot_be_quantized(here, opset):
         ({"name": "z"}, ("inputs are x", "got z")),
         ({"size": 9}, ("expected shape [n, 1, 8, 8]", "got [n, 1, 9, 8]")),
         ({"fill": np.nan}, ("x[0]", "NaN")),
+        ({"n": 40, "name": "two"}, ("inputs are x", "got two")),
     ],
 )
 def test_calibration_samples_that_do_not_fit(here, model, changes, words):
@@ -245,6 +248,25 @@ def test_a_device_that_is_not_there(here):
         pytest.skip("it is there")
     refused(run(here, "", "", "--device", "cuda"), 6, "--device cuda", "use --device cpu")
     assert litter(here) == []
+
+
+BENCH = """\
+  fp32: {uses: export}
+  bench: {uses: bench, in: {baseline: fp32, candidates: [fp32]}, with: {provider: cuda}}
+"""
+
+
+def test_a_provider_that_is_not_there_is_said_before_hours_of_training(here):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("it is there")
+    outcome = run(here, more=BENCH)
+    refused(outcome, 6, "p.yaml:6: stages.bench.with.provider: 'cuda'", "compressor[gpu]")
+    assert "ran in" not in outcome.err
+    assert litter(here) == []
+    planned = compressor("plan", "p.yaml")
+    assert (planned.code, planned.err) == (6, "")
+    assert "cannot run here: p.yaml:6: stages.bench.with.provider" in planned.out
 
 
 def test_a_provider_that_is_not_there(here, model):

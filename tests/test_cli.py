@@ -84,6 +84,17 @@ def test_the_version_is_that_of_the_package():
     assert compressor("--version").out == f"compressor, version {__version__}\n"
 
 
+def test_the_package_runs_as_a_module(toy):
+    root = str(Path(__file__).parents[1])
+    for module in ("compressor", "compressor.cli"):
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--version"],
+            capture_output=True, text=True, cwd=toy, env={**os.environ, "PYTHONPATH": root},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("compressor, version ")
+
+
 # -- plan and run of toys -------------------------------------------------------------------------
 
 
@@ -172,6 +183,22 @@ def test_the_cache_is_listed_verified_and_emptied(toy):
     assert compressor("cache", "gc", "--json").json["removed"] == 0  # a last run needs them
     assert compressor("cache", "gc", "--all", "--json").json["removed"] == 2
     assert compressor("cache", "ls", "--json").json == []
+
+
+def test_plan_of_what_cannot_run_here_shows_the_wiring_and_exits_6(toy, monkeypatch):
+    from tests.pipeline import toys
+
+    monkeypatch.setattr(toys, "HERE", set())
+    (toy / "toy.yaml").write_text(TOY.replace("SCALE", "PICKY"))
+    outcome = compressor("plan", "toy.yaml")
+    assert (outcome.code, outcome.err) == (6, "")
+    assert outcome.out.startswith("stage")
+    assert "cannot run here: toy.yaml:4: stages.b.with.wants: no wood here" in outcome.out
+    outcome = compressor("plan", "toy.yaml", "--json")
+    assert [bool(row["problem"]) for row in outcome.json] == [False, True]
+    outcome = compressor("run", "toy.yaml")
+    assert (outcome.code, "stages.b.with.wants" in outcome.err) == (6, True)
+    assert "ran in" not in outcome.err
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -125,14 +125,20 @@ def timing_text(timing: Timing) -> str:
     return "\n".join(lines)
 
 
+_FORMS = {"int4": "4 bits", "dynamic": "dynamic int8"}
+
+
 def quantize_text(report: Any, out: object) -> str:
     """``compressor quantize``: where it went, how many layers, how close to float."""
+    scheme = getattr(report, "scheme", "int8")
+    part = f"{report.quantized} of {len(report.layers)} layers" if report.layers else "all of it"
+    held = "held-out samples" if scheme == "int8" else "samples"
     close = ", ".join(f"{name} {db:.1f} dB" for name, db in report.sqnr.items())
     agreement = "" if report.agreement is None else f", top-1 agreement {report.agreement:.2f} %"
     lines = [
         *([report.verdict] if report.verdict else []),
-        f"wrote {out}: {report.quantized} of {len(report.layers)} layers in int8",
-        f"against fp32 on {report.held_out} held-out samples: SQNR {close}{agreement}",
+        f"wrote {out}: {part} in {_FORMS.get(scheme, scheme)}",
+        f"against fp32 on {report.held_out} {held}: SQNR {close}{agreement}",
         f"target {report.target.name}: {report.target.reason}",
         *(f"warning: {line}" for line in report.warnings),
     ]

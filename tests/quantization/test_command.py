@@ -6,6 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from compressor import api
+from compressor.core.errors import ConfigError
 from compressor.quantization.plain import quantize
 from compressor.runtime import metadata
 from tests.helpers import compressor
@@ -81,10 +83,12 @@ def test_a_killed_search_leaves_its_best_and_goes_on(here, priced, monkeypatch):
     ("words", "code", "said"),
     [
         (("--max-drop", "1"), 2, "--max-drop: needs --eval"),
+        (("--placement", "none", "--budget", "9s"), 2, "--placement none has no use for --budget"),
+        (("--scheme", "int8", "--device", "cuda"), 2, "cuda is for scheme fp16"),
         (("--max-drop", "1", "--eval", "c.npz"), 2, "c.npz: needs `labels`"),
         (("--max-drop", "1", "--eval", "e.npz", "--placement", "none"), 2, "cannot be held"),
-        (("--budget", "soon"), 2, "not a time above 0"),
-        (("--budget", "0s"), 2, "not a time above 0"),
+        (("--budget", "soon"), 2, 'got "soon"; needs a time above 0 such as 90, 90s, 3m or 1h'),
+        (("--budget", "0s"), 2, "needs a time above 0"),
         (("--target", "arm64", "--placement", "measured"), 6, "needs a machine with arm64"),
     ],
 )
@@ -107,3 +111,56 @@ def test_a_drop_is_judged_by_the_labels_given(here, priced):
     outcome = go("--json", "--max-drop", "100", "--eval", "e.npz")
     assert outcome.code == 0, outcome.err
     assert all(row["alone_int8"]["drop"] is not None for row in outcome.json["regions"])
+
+
+# -- the other schemes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheme", "more", "said"),
+    [
+        ("int4", (), "1 of 5 layers in 4 bits"),
+        ("dynamic", ("--exclude", "Conv"), "1 of 5 layers in dynamic int8"),
+        ("fp16", (), "all of it in fp16"),
+    ],
+)
+def test_every_scheme_is_a_word_away(here, priced, scheme, more, said):
+    outcome = go("--scheme", scheme, *more)
+    assert outcome.code == 0, outcome.err
+    assert f"wrote q.onnx: {said}" in outcome.out
+    assert "on 40 samples" in outcome.out
+    assert metadata.read(here / "q.onnx")["compressor.scheme"] == scheme
+    assert priced.asked == 0
+    assert not (here / "q.onnx.tune").exists()
+
+
+@pytest.mark.parametrize("scheme", ["int4", "dynamic", "fp16"])
+@pytest.mark.parametrize(
+    "words",
+    [("--placement", "measured"), ("--budget", "90s"), ("--min-sqnr", "20"),
+     ("--max-drop", "1"), ("--eval", "e.npz"), ("--method", "mse")],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_an_option_that_a_scheme_would_ignore_is_refused_with_the_reason(here, scheme, words):
+    outcome = go("--scheme", scheme, *words)
+    assert outcome.code == 2
+    assert f"scheme {scheme} has no use for {words[0]}: " in outcome.err
+    assert f"leave {words[0]} out" in outcome.err
+    assert not (here / "q.onnx").exists()
+
+
+def test_options_of_another_scheme_are_named_all_at_once(here):
+    outcome = go("--scheme", "fp16", "--exclude", "Conv", "--target", "arm64")
+    assert outcome.code == 2
+    assert "no use for --target, --exclude" in outcome.err or (
+        "no use for --exclude, --target" in outcome.err
+    )
+    outcome = go("--scheme", "int4", "--target", "host")
+    assert "no use for --target" in outcome.err
+
+
+def test_from_python_an_unknown_option_or_scheme_is_named(here):
+    with pytest.raises(ConfigError, match="treshold: unknown option"):
+        api.quantize("m.onnx", "q.onnx", "c.npz", treshold=3)
+    with pytest.raises(ConfigError, match="scheme: unknown 'int5'; did you mean 'int"):
+        api.quantize("m.onnx", "q.onnx", "c.npz", scheme="int5")
