@@ -88,6 +88,9 @@ class Candidates:
         graph: Prepared float graph.
         selection: Everything that can be int8.
         regions: Its partition.
+        parts: The regions and, behind them, the parts of those with several layers; what is told
+            apart by index below may name parts, too.
+        inside: Region to its parts, for those that have any.
         edges: Where borders may be.
         found: The calibration.
         target: Decides the integers.
@@ -100,6 +103,7 @@ class Candidates:
         """Divide ``selection`` into regions."""
         self.graph, self.selection, self.found, self.target = graph, selection, found, target
         self.regions: tuple[Region, ...] = regions.divide(graph, selection)
+        self.parts, self.inside = regions.parts(graph, self.regions)
         self.edges = regions.edges(graph, selection, self.regions)
         self._options, self._judge, self._journal = options, judge, journal
         self._cache: qdq.WeightCache = {}
@@ -117,7 +121,7 @@ class Candidates:
 
     def written(self, floats: Collection[int]) -> tuple[Selection, Written]:
         """The model in which the regions ``floats`` are float."""
-        chosen = select(self.graph, self._never | regions.excluded(self.regions, floats))
+        chosen = select(self.graph, self._never | regions.excluded(self.parts, floats))
         chosen = replace(chosen, floats={**chosen.floats, **self.selection.floats})
         made = qdq.write(self.graph, chosen, self.found.ranges, self.target, cache=self._cache)
         describe_(made.model, self.target, self._options, self.found.samples)

@@ -12,7 +12,7 @@ import onnx
 from compressor.core.environment import cpu_name, machine_fingerprint
 from compressor.core.files import write_bytes
 from compressor.core.types import TimingProtocol
-from compressor.quantization import plain
+from compressor.quantization import plain, sensitivity
 from compressor.quantization.candidates import Candidates
 from compressor.quantization.goal import Goal
 from compressor.quantization.placement import Floats
@@ -28,7 +28,7 @@ class TunedReport(QuantizeReport):
     """A report with what led to the placement.
 
     Attributes:
-        rows: JSON-able rows of the sensitivity table, one per region.
+        rows: JSON-able rows of the sensitivity table, one per region, its layers inside.
         placement: JSON-able facts of the search: protocol, machine, candidates, seconds.
     """
 
@@ -36,9 +36,10 @@ class TunedReport(QuantizeReport):
     placement: Mapping[str, Any] = field(default_factory=dict)
 
     def table(self) -> dict[str, Any]:
-        """JSON-able: as the plain one, with the regions and the search."""
-        rows = [dict(row) for row in self.rows]
-        return {**QuantizeReport.table(self), "regions": rows, "placement": dict(self.placement)}
+        """JSON-able: as the plain one, with what was looked at and the search."""
+        plain = QuantizeReport.table(self)
+        looked = sensitivity.tables(plain["layers"], self.rows)
+        return {**plain, **looked, "placement": dict(self.placement)}
 
 
 def decide(

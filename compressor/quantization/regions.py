@@ -118,6 +118,59 @@ def _region(nodes: Sequence[NodeProto], selection: Selection) -> Region:
     return Region((weighted or names)[0], names, weighted)
 
 
+def split(graph: Graph, region: Region) -> tuple[Region, ...]:
+    """A region of several layers as parts: one per layer, and last what several of them feed.
+
+    A layer takes along what it alone feeds inside the region, its activation for one. The addition
+    of two branches, and what follows it, is nobody's own.
+
+    Args:
+        graph: Prepared.
+        region: Of ``graph``.
+
+    Returns:
+        A partition of the region's nodes; the last part has no weights, where there is such a
+        part. Empty for a region with fewer than two layers.
+    """
+    if len(region.weighted) < 2:
+        return ()
+    makers = {out: node.name for node in graph.nodes for out in node.output}
+    inputs = {node.name: node.input for node in graph.nodes}
+    feeds: dict[str, frozenset[str]] = {}  # node to the layers whose result it works on
+    for name in region.nodes:
+        before = (feeds.get(makers.get(tensor, ""), frozenset()) for tensor in inputs[name])
+        feeds[name] = frozenset({name}) if name in region.weighted else frozenset().union(*before)
+    parts = [
+        Region(layer, tuple(n for n in region.nodes if feeds[n] == {layer}), (layer,))
+        for layer in region.weighted
+    ]
+    shared = tuple(n for n in region.nodes if len(feeds[n]) != 1)
+    return (*parts, Region(shared[0], shared, ())) if shared else tuple(parts)
+
+
+def parts(
+    graph: Graph, regions: Sequence[Region]
+) -> tuple[tuple[Region, ...], Mapping[int, tuple[int, ...]]]:
+    """The regions, then the parts of those with several layers (:func:`split`).
+
+    Args:
+        graph: Prepared.
+        regions: Of ``graph``.
+
+    Returns:
+        Both in one row, so that one index names either; and per divided region, where its parts
+        stand in it.
+    """
+    found = list(regions)
+    inside: dict[int, tuple[int, ...]] = {}
+    for i, region in enumerate(regions):
+        first = len(found)
+        found += split(graph, region)
+        if len(found) > first:
+            inside[i] = tuple(range(first, len(found)))
+    return tuple(found), inside
+
+
 def edges(graph: Graph, selection: Selection, regions: Sequence[Region]) -> tuple[Edge, ...]:
     """The tensors at which a border may be, in graph order."""
     home = {name: i for i, region in enumerate(regions) for name in region.nodes}

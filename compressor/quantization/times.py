@@ -1,4 +1,4 @@
-"""From a profile of the runtime's nodes to microseconds per region and per border.
+"""From a profile of the runtime's nodes to microseconds per region, per layer and per border.
 
 The profile names float convolutions after their output tensor (``relu_1_nchwc``), int8 ones after
 the node (``node_Conv_508_token_5``); what a name meant is found by taking such tails off until a
@@ -8,7 +8,7 @@ node or tensor of our graph is left.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto, NodeProto
@@ -18,6 +18,10 @@ from compressor.quantization.regions import Region
 
 _BORDER = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _LAYOUT = frozenset({"Transpose", "ReorderInput", "ReorderOutput"})
+_LAYERS = frozenset(
+    {"Conv", "FusedConv", "QLinearConv", "Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul"}
+    | {"MatMulIntegerToFloat", "QLinearMatMul"}
+)
 _TAIL = re.compile(r"(_nchwc|_token_\d+(_out\d+)?|_out\d+|_q(_to_dq)?|_quantized|_\d+|/[^/]*)$")
 
 
@@ -70,23 +74,63 @@ def region_times(
         graph: Prepared.
         regions: Of ``graph``.
     """
-    home = {name: i for i, region in enumerate(regions) for name in region.nodes}
-    names = Names(graph)
     made = {out: node for node in executed.graph.node for out in node.output}
+    names = Names(graph)
+
+    def maker(node: NodeProto) -> str:
+        return _origin(node, made, names)
+
+    return _spent(executed, times, regions, maker)
+
+
+def layer_times(
+    executed: ModelProto, times: Mapping[str, float], graph: Graph, parts: Sequence[Region]
+) -> tuple[float, ...]:
+    """Microseconds per part of a region (:func:`.regions.split`).
+
+    As :func:`region_times`, but what the runtime fused into a layer counts to that layer: a
+    convolution into which the addition behind it went writes the sum and keeps its own name.
+
+    Args:
+        executed: The optimized graph of a model that was written from ``graph``.
+        times: Its node name to microseconds.
+        graph: Prepared.
+        parts: Of regions of ``graph``; nodes outside of them are left out.
+    """
+    made = {out: node for node in executed.graph.node for out in node.output}
+    names = Names(graph)
+    own = {name for part in parts if part.weighted for name in part.nodes}
+    layers = {name for part in parts for name in part.weighted}
+    weights = {node.input[1]: node.name for node in graph.nodes if node.name in layers}
+
+    def maker(node: NodeProto) -> str:
+        if node.op_type in _LAYERS:
+            marks = (names.node(node.name), *(weights.get(name, "") for name in node.input))
+            found = next((name for name in marks if name in own), "")
+            if found:
+                return found
+        return _origin(node, made, names)
+
+    return _spent(executed, times, parts, maker)
+
+
+def _spent(
+    executed: ModelProto, times: Mapping[str, float], regions: Sequence[Region],
+    maker: Callable[[NodeProto], str],
+) -> tuple[float, ...]:  # fmt: skip
+    home = {name: i for i, region in enumerate(regions) for name in region.nodes}
     spent = [0.0] * len(regions)
     for node in executed.graph.node:
         if node.op_type in _BORDER or node.name not in times:
             continue
-        region = _owner(node, made, names, home)
+        region = home.get(maker(node))
         if region is not None:
             spent[region] += times[node.name]
     return tuple(spent)
 
 
-def _owner(
-    node: NodeProto, made: Mapping[str, NodeProto], names: Names, home: Mapping[str, int]
-) -> int | None:
-    """The region of a node, or of the nearest one before it that has a known name."""
+def _origin(node: NodeProto, made: Mapping[str, NodeProto], names: Names) -> str:
+    """The graph's node behind an executed one, or behind the nearest before it; or ``""``."""
     seen = 0
     front: list[NodeProto] = [node]
     while front and seen < 16:
@@ -95,9 +139,9 @@ def _owner(
             for token in (*one.output, one.name):
                 found = names.node(token)
                 if found:
-                    return home.get(found)
+                    return found
         front = [made[name] for one in front for name in one.input if name in made]
-    return None
+    return ""
 
 
 def _borders(

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
 
 from compressor.core.results import RunResults, StageRecord
 from compressor.core.types import Metric
-from compressor.report import rows
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from compressor.report import plots, quantized, rows, tables
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-# dark blue and orange: apart for every common colour blindness (Okabe and Ito 2008)
-_BLUE, _ORANGE = "#0072b2", "#d55e00"
-_ROOM_FOR_LABELS = 1.35
+_MOST_LINES = 1000
+_OPEN = 16  # lines: a longer table is folded away
 
 _TEMPLATE = """\
 <!doctype html>
@@ -47,6 +41,11 @@ th { border-bottom: 2px solid #999; font-weight: 600; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; } .figures svg { max-width: 100%;
            height: auto; }
 code { background: #f3f3f3; padding: .05rem .3rem; }
+h1, h2, h3, p, li, summary { overflow-wrap: anywhere; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; } summary { cursor: pointer; margin: .6rem 0; }
+.name { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
+.inside { padding-left: 1.6rem; } .whole { color: #595959; }
+.float { color: #0072b2; } .int8 { color: #b34700; }
 </style>
 </head>
 <body>
@@ -80,6 +79,7 @@ code { background: #f3f3f3; padding: .05rem .3rem; }
 <p class="dim">Change: to the first model. Ratios: medians of interleaved rounds in one process with
 95 % intervals; baseline is the teacher's file, reference the unpruned student's.</p>
 <div class="figures">{% for figure in figures %}{{ figure }}{% endfor %}</div>
+{{ sections }}
 {% if notes %}<h2>What the stages said</h2>
 <ul>{% for stage, note in notes %}<li><code>{{ stage }}</code> {{ note }}</li>{% endfor %}</ul>
 {% endif %}
@@ -98,13 +98,92 @@ else value }}</td></tr>{% endfor %}</table></div>
 </html>
 """
 
+_QUANTIZED = """\
+{% macro number(value, form) %}{{ form|format(value) if value is not none else "–" }}{% endmacro %}
+{% macro quality(row, labelled) %}{% for q in (row.alone_int8, row.alone_float) %}
+<td>{{ number(q.worst if q else none, "%.1f") }}</td>{% endfor %}
+{% for q in (row.alone_int8, row.alone_float) %}
+<td>{{ number(effect(q, labelled), "%+.2f" if labelled else "%.2f") }}</td>{% endfor %}
+{% endmacro %}
+<h3>{{ s.stage }}</h3>
+{% if t.verdict %}<p><b>{{ t.verdict }}</b></p>{% endif %}
+<p class="dim">{% for fact in facts %}{{ fact }}{{ "" if loop.last else "; " }}{% endfor %}.</p>
+{% if t.recovery %}<div class="scroll"><table><caption>Accuracy recovery</caption>
+<tr><th class="text">step</th><th>before</th><th>after</th><th class="text">unit</th>
+<th class="text">kept</th><th>seconds</th><th class="text">note</th></tr>
+{% for one in t.recovery %}<tr{% if one.kept %} class="best"{% endif %}>
+<td class="name">{{ one.name }}</td>
+<td>{{ number(one.before, "%.2f") }}</td><td>{{ number(one.after, "%.2f") }}</td>
+<td class="text">{{ one.unit }}</td>
+<td class="text">{{ "–" if one.kept is none else "yes" if one.kept else "no" }}</td>
+<td>{{ number(one.seconds, "%.1f") }}</td><td class="name">{{ one.note }}</td></tr>
+{% endfor %}</table></div>{% endif %}
+<div class="figures">{% for figure in figures %}{{ figure }}{% endfor %}</div>
+{% if lines %}<details{% if lines|length <= open %} open{% endif %}>
+<summary>{{ t.looked|length }} layers</summary>
+<div class="scroll"><table><tr><th class="text" rowspan="2">layer</th>
+<th class="text" rowspan="2">form</th>
+<th colspan="2">SQNR, dB, alone</th>
+<th colspan="2">{{ "drop, points, alone" if t.labelled else "agreement, %, alone" }}</th>
+<th colspan="2">time, µs</th><th class="text" rowspan="2">why float</th></tr>
+<tr>{% for _ in range(3) %}<th>int8</th><th>float</th>{% endfor %}</tr>
+{% for line in lines[:most] %}{% set row = line.row %}
+<tr{% if line.whole %} class="whole"{% endif %}>
+<td class="name{% if line.inside %} inside{% endif %}">{{ line.title }}
+{% if row.op %}<span class="dim">{{ row.op }}</span>{% endif %}</td>
+<td class="text {{ "float" if row.form == "float" else "int8" }}">{{ row.form }}</td>
+{{ quality(row, t.labelled) }}
+<td>{{ number(row.int8_us, "%.1f") }}</td><td>{{ number(row.float_us, "%.1f") }}</td>
+<td class="name">{{ row.reason }}</td></tr>
+{% endfor %}</table></div>
+{% if lines|length > most %}<p class="dim">{{ lines|length - most }} more in {{ s.file }}.</p>
+{% endif %}
+<p class="dim">Alone int8: the layer in an otherwise float network; alone float: the other way
+round. A layer takes its activation along; – was not looked at.</p></details>
+{% elif t.layers %}<details{% if t.layers|length <= open %} open{% endif %}>
+<summary>{{ t.layers|length }} operators</summary>
+<div class="scroll"><table><tr><th class="text">operator</th><th class="text">form</th>
+<th>weight bits</th><th>least</th><th>greatest</th><th class="text">why float</th></tr>
+{% for row in t.layers[:most] %}<tr><td class="name">{{ row.name }}
+{% if row.op %}<span class="dim">{{ row.op }}</span>{% endif %}</td>
+<td class="text {{ "float" if row.form == "float" else "int8" }}">{{ row.form }}</td>
+<td>{{ number(row.weight_bits, "%d") }}</td><td>{{ number(row.low, "%.4g") }}</td>
+<td>{{ number(row.high, "%.4g") }}</td><td class="name">{{ row.reason }}</td></tr>
+{% endfor %}</table></div>
+{% if t.layers|length > most %}<p class="dim">{{ t.layers|length - most }} more in {{ s.file }}.</p>
+{% endif %}</details>{% endif %}
+{% if tried %}<details{% if tried|length <= open %} open{% endif %}>
+<summary>{{ tried|length }} placements tried</summary>
+<div class="scroll"><table><tr><th>against fp32</th><th>95 % interval</th><th>regions in int8</th>
+<th class="text">left float</th></tr>
+{% for one, ships in tried %}<tr{% if ships %} class="best"{% endif %}>
+<td>{{ "%.2f"|format(one.value) }}×</td>
+<td>{{ "%.2f"|format(one.low) }}–{{ "%.2f"|format(one.high) }}</td>
+<td>{{ t.regions|length - one.floats|length }} of {{ t.regions|length }}</td>
+<td class="name">{{ shortened(one.floats) or "nothing" }}{{ " (ships)" if ships }}</td></tr>
+{% endfor %}</table></div></details>{% endif %}
+"""
+
+_PLAIN = """\
+<h3>{{ s.stage }}</h3>
+{% if s.problem %}<p class="dim">{{ s.file }} {{ s.problem }}.</p>{% endif %}
+{% for t in s.plain %}<details{% if t.rows|length <= open %} open{% endif %}>
+<summary>{{ t.title or s.file }}</summary>
+<div class="scroll"><table>{% if t.columns %}<tr>{% for column in t.columns %}<th class="text">
+{{ column }}</th>{% endfor %}</tr>{% endif %}
+{% for row in t.rows %}<tr>{% for word in row %}<td class="name">{{ word }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+{% if t.left_out %}<p class="dim">{{ t.left_out }} more in {{ s.file }}.</p>{% endif %}</details>
+{% endfor %}
+"""
+
 
 def page(results: RunResults, folder: Path) -> str:
     """The report as HTML.
 
     Args:
         results: The run.
-        folder: The run folder, for what is not in the record (sensitivity tables).
+        folder: The run folder, for what is not in the record: the tables of stages.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     models = rows.models(results)
@@ -116,11 +195,50 @@ def page(results: RunResults, folder: Path) -> str:
         unit="" if metric is None else f" {metric.unit}",
         models=models,
         figures=[Markup(f) for f in _figures(models)],
+        sections=Markup("\n".join(_sections(environment, tables.sections(results, folder)))),
         notes=rows.notes(results),
         short=rows.short,
         sources=_sources,
         metrics=_metrics,
     )
+
+
+def _sections(environment: jinja2.Environment, found: list[tables.Section]) -> Iterator[str]:
+    """The tables of the run: quantization first, then those of other stages."""
+    for title, kind, draw in (
+        ("Quantization", True, _quantized),
+        ("Tables", False, _plain),
+    ):
+        chosen = [s for s in found if (s.quantized is not None) == kind]
+        if chosen:
+            yield f"<h2>{title}</h2>"
+            yield from (draw(environment, section) for section in chosen)
+
+
+def _quantized(environment: jinja2.Environment, section: tables.Section) -> str:
+    table = section.quantized
+    assert table is not None
+    worst, slowest = table.worst, table.slowest
+    figures = [
+        *([plots.noise(worst)] if worst else []),
+        *([plots.times(slowest)] if slowest else []),
+    ]
+    return environment.from_string(_QUANTIZED).render(
+        s=section,
+        t=table,
+        facts=quantized.facts(table),
+        figures=[Markup(f) for f in figures],
+        lines=quantized.lines(table),
+        tried=table.tried(),
+        effect=quantized.effect,
+        shortened=quantized.shortened,
+        most=_MOST_LINES,
+        open=_OPEN,
+    )
+
+
+def _plain(environment: jinja2.Environment, section: tables.Section) -> str:
+    return environment.from_string(_PLAIN).render(s=section, open=_OPEN)
 
 
 def _sources(stage: StageRecord) -> str:
@@ -148,65 +266,7 @@ def _figures(models: list[rows.ModelRow]) -> list[str]:
     timed = [m for m in models if m.p50 is not None and m.uses != "bundle"]
     figures = []
     if len(sized) >= 2:
-        figures.append(_scatter(sized))
+        figures.append(plots.scatter(sized))
     if timed:
-        figures.append(_bars(timed))
+        figures.append(plots.bars(timed))
     return figures
-
-
-def _svg(draw: Callable[[Axes], None], width: float = 5.4, height: float = 3.4) -> str:
-    """Run ``draw(axes)`` on a fresh figure; the same data gives the same bytes."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "compressor", "font.size": 9}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        draw(axes)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _label(name: str) -> str:
-    """A name as matplotlib takes it: no mathematics, no control characters."""
-    return "".join(c for c in name if c.isprintable()).replace("$", r"\$")
-
-
-def _scatter(models: list[rows.ModelRow]) -> str:
-    points = [(m, m.bytes / 1000, m.quality) for m in models if m.quality and m.bytes]
-
-    def draw(axes: Axes) -> None:
-        for model, kilobytes, metric in points:
-            color = _ORANGE if model.uses == "quantize" else _BLUE
-            axes.plot(kilobytes, metric.value, "o", color=color)
-            place = (kilobytes, metric.value)
-            axes.annotate(_label(model.stage), place, textcoords="offset points", xytext=(6, 4))
-        axes.set_xscale("log")
-        axes.set_xlabel("file size, kB (log)")
-        axes.set_ylabel(f"test, {points[0][2].unit}")
-        axes.margins(0.18)
-        axes.set_title("Accuracy against size", loc="left")
-
-    return _svg(draw)
-
-
-def _bars(models: list[rows.ModelRow]) -> str:
-    def draw(axes: Axes) -> None:
-        names = [_label(m.stage) for m in reversed(models)]
-        values = [m.p50 or 0.0 for m in reversed(models)]
-        axes.barh(names, values, color=_BLUE, height=0.6)
-        for index, m in enumerate(reversed(models)):
-            label = f" {m.p50:.3f} ms" if m.p50 is not None else ""
-            if m.speedup is not None:
-                label += f", {m.speedup.value:.2f}x"
-            axes.annotate(label, (m.p50 or 0.0, index), va="center")
-        axes.set_xlim(0, max(values) * _ROOM_FOR_LABELS)
-        axes.set_xlabel("p50 latency, ms")
-        axes.set_title("Latency in the primary cell", loc="left")
-
-    return _svg(draw)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from compressor.core.results import GateRecord, RunResults
-from compressor.report import rows
+from compressor.report import quantized, rows, tables
 from compressor.stats.bootstrap import Interval
 
 # GitHub aborts the upload of a step summary above 1024 KiB.
 _LIMIT = 900_000
+_WORST = 5  # layers
 _MARKS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔", "SKIPPED": "➖"}
 
 
@@ -28,8 +30,13 @@ def _times(found: Interval | None) -> str | None:
     return None if found is None else f"{found.value:.2f}x [{found.low:.2f}, {found.high:.2f}]"
 
 
-def summary(results: RunResults) -> str:
-    """Models, notes and verdicts."""
+def summary(results: RunResults, folder: Path | None = None) -> str:
+    """Models, notes, the most sensitive layers, and verdicts.
+
+    Args:
+        results: The run.
+        folder: The run folder, for the tables of its stages; None leaves them out.
+    """
     lines = [
         f"## {escape(results.name)}",
         "",
@@ -56,7 +63,39 @@ def summary(results: RunResults) -> str:
         ]
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     lines += ["", *(f"- {escape(stage)}: {escape(note)}" for stage, note in rows.notes(results))]
+    for section in tables.sections(results, folder):
+        if section.quantized is not None:
+            lines += _sensitive(section.stage, section.quantized)
     return _cut("\n".join(lines) + "\n\n" + gates(results.gates))
+
+
+def _sensitive(stage: str, table: quantized.Quantized) -> list[str]:
+    """The worst layers of a quantize stage, if any was looked at, and what recovery gave."""
+    lines = [f"- {_cell(stage)}: {_rung(rung)}" for rung in table.recovery]
+    worst = table.worst[:_WORST]
+    if not worst:
+        return lines
+    effect = "drop, points" if table.labelled else "agreement, %"
+    lines += [
+        "",
+        f"{escape(stage)}: the {len(worst)} most sensitive of {len(table.looked)} layers",
+        "",
+        f"| layer | form | SQNR alone int8, dB | {effect} | int8 µs | float µs |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in worst:
+        lost = quantized.effect(row.alone_int8, table.labelled)
+        numbers = ((row.sqnr, ".1f"), (lost, ".2f"), (row.int8_us, ".1f"), (row.float_us, ".1f"))
+        cells = [row.name, row.form, *(None if v is None else format(v, f) for v, f in numbers)]
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return lines
+
+
+def _rung(rung: quantized.Rung) -> str:
+    before, after = ("–" if v is None else f"{v:.2f}" for v in (rung.before, rung.after))
+    kept = "" if rung.kept is None else ", kept" if rung.kept else ", not kept"
+    note = f", {escape(rung.note)}" if rung.note else ""
+    return f"{escape(rung.name)} {before} to {after} {escape(rung.unit)}{kept}{note}"
 
 
 def gates(found: Sequence[GateRecord]) -> str:

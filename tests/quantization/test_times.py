@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import pytest
+from onnx import helper
 
 from compressor.quantization.graph import Graph
 from compressor.quantization.plain import Options, quantize
 from compressor.quantization.prepare import clean
-from compressor.quantization.regions import divide, excluded
+from compressor.quantization.regions import divide, excluded, split
 from compressor.quantization.select import select
-from compressor.quantization.times import Names, border_rate, region_times
+from compressor.quantization.times import Names, border_rate, layer_times, region_times
 from compressor.runtime.profile import node_times, optimized_graph
 from tests.quantization.graphs import images, put, zoo
+from tests.quantization.test_sensitivity import branches
 
 BORDER = {"QuantizeLinear", "DequantizeLinear"}
 LAYOUT = {"Transpose", "ReorderInput", "ReorderOutput"}
@@ -90,3 +92,38 @@ def test_a_model_without_borders_has_no_price_for_them(world):
 )  # fmt: skip
 def test_tails_that_the_runtime_adds_are_taken_off(world, name, node):
     assert Names(world[0]).node(name) == node
+
+
+@pytest.fixture
+def skipped(tmp_path):
+    """A network with branches, its region of two convolutions and an addition, and its files."""
+    graph = Graph(clean(branches()))
+    region = next(r for r in divide(graph, select(graph)) if "Conv_s" in r.weighted)
+    in_float, int8 = put(graph.model, tmp_path / "float.onnx"), tmp_path / "int8.onnx"
+    quantize(in_float, int8, {"x": images()}, Options())
+    return graph, region, (in_float, int8)
+
+
+def test_the_parts_of_a_region_take_its_time_and_a_layer_what_was_fused_into_it(skipped):
+    graph, region, files = skipped
+    parts = split(graph, region)
+    for path in files:
+        executed = optimized_graph(path)
+        times = {node.name: 2.0**i for i, node in enumerate(executed.graph.node)}
+        found = layer_times(executed, times, graph, parts)
+        assert sum(found) == region_times(executed, times, graph, [region])[0]
+        names = Names(graph)
+        for part, us in zip(parts, found, strict=True):
+            own = [n.name for n in executed.graph.node if names.node(n.name) in part.nodes]
+            assert us == sum(times[name] for name in own)
+            assert not part.weighted or len(own) == 1
+
+
+def test_a_fused_layer_without_a_name_of_its_own_is_known_by_its_weights(skipped):
+    graph, region, _ = skipped
+    fused = helper.make_node("FusedConv", ["ar", "w3", "b3", "c"], ["er"], name="fused 1")
+    executed = helper.make_model(helper.make_graph([fused], "g", [], []))
+    parts = split(graph, region)
+    found = layer_times(executed, {"fused 1": 7.0}, graph, parts)
+    assert dict(zip([part.name for part in parts], found, strict=True))["Conv_s"] == 7.0
+    assert sum(found) == 7.0
