@@ -57,7 +57,6 @@ def test_the_forward_pass_is_that_of_the_int8_file(
     quantizer = quantizer_of(model, many, Grids(method, 99.99, bits))  # type: ignore[arg-type]
     with quantizer.attached():
         fake = evaluate(model, many, "val")
-    print(name, bits, method, sqnr(int8, fake), sqnr(exact, int8))
     assert sqnr(int8, fake) > max(35.0, sqnr(exact, int8) + 6.0)
     assert (int8.argmax(axis=1) == fake.argmax(axis=1)).mean() >= 0.98
     assert np.abs(evaluate(model, many, "val") - exact).max() < 1e-4  # and off again
@@ -178,17 +177,16 @@ def test_an_alias_of_what_is_changed_in_place_sees_the_change() -> None:
     # The convolution saturates at 0.0255, so nearly all that is left is the image.
     assert (found - images).abs().max() < 0.03
     assert (found - exact).abs().max() > 0.03
-    quantizer.set_({"one.weight/1": (0.05, 100)}, {"one.weight": np.full(2, 64)})
 
 
 def test_nothing_is_left_behind(spec: ModelSpec) -> None:
     model = network("residual")
     names = set(model.state_dict())
     quantizer = FakeQuantizer(model, fold_bn_(model, (torch.zeros(2, 2, 8, 8),)))
-    with pytest.raises(ZeroDivisionError), quantizer.attached():
+    with quantizer.attached():
         assert not model.norm.weight.requires_grad
         assert model.norm.bias.requires_grad
-        raise ZeroDivisionError
+        assert model._forward_hooks
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
     assert set(model.state_dict()) == names
