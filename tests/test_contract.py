@@ -39,7 +39,11 @@ stages:
     uses: prune
     in: {{model: student, teacher: teacher}}
     with: {{method: channels, ratio: 0.5, finetune: {{epochs: 1, batch_size: 32}}}}
-  fp32: {{uses: export, in: {{model: pruned}}}}
+  tuned:
+    uses: qat
+    in: {{model: pruned, teacher: teacher}}
+    with: {{epochs: 1, batch_size: 32, calibration: 64}}
+  fp32: {{uses: export, in: {{model: tuned}}}}
   int8: {{uses: quantize, in: {{model: fp32}}, with: {{calibration: 64, placement: none}}}}
   bench:
     uses: bench
@@ -53,6 +57,7 @@ stages:
 NET = "{name: resnet, depth: 4, widths: [16], strides: [1]}"
 # Metrics that other stages, gates and reports look for.
 METRICS = {
+    "qat": ("val_score", "val_before_finetune"),
     "evaluate": ("accuracy", "parameters", "macs", "bytes", "zstd_bytes"),
     "export": ("parity_max", "denormals"),
     "quantize": ("sqnr", "agreement", "float_convs"),
@@ -95,7 +100,7 @@ def test_the_tiny_pipeline_has_every_stage(world: World) -> None:
     assert {node.stage.name for node in world.pipeline.nodes} == set(STAGES)
 
 
-NODES = ["data", "teacher", "student", "pruned", "fp32", "int8", "bench", "bundle",
+NODES = ["data", "teacher", "student", "pruned", "tuned", "fp32", "int8", "bench", "bundle",
          "teacher@val", "int8@test"]  # fmt: skip
 
 

@@ -115,22 +115,3 @@ class PruneOptions(DistillOptions):
         """Name and value of the one target that is given."""
         names = _TARGETS[self.method]
         return next((n, v) for n in names if (v := getattr(self, n)) is not None)
-
-    def ignored(self) -> list[str]:
-        """Options that speak to a teacher and differ from their defaults: lost without one.
-
-        ``kd_weight: 0`` is not lost, as it asks for no teacher.
-        """
-        plain = DistillOptions.model_validate(
-            {"loss": self.loss, **({} if self.kd_weight else {"kd_weight": 0.0})}
-        )
-        found = [] if self.loss == "kd" else ["loss"]
-        # ce_weight follows kd_weight unless it is given.
-        follows = DistillOptions.model_validate({"loss": self.loss, "kd_weight": self.kd_weight})
-        for name, usual in (
-            ("temperature", plain), ("kd_weight", plain), ("ce_weight", follows),
-            ("nckd_weight", plain),
-        ):  # fmt: skip
-            if getattr(self, name) != getattr(usual, name):
-                found.append(name)
-        return found

@@ -5,6 +5,7 @@ STAGES: dict[str, str] = {
     "train": "compressor.stages.train:TRAIN",
     "distill": "compressor.stages.distill:DISTILL",
     "prune": "compressor.stages.prune:PRUNE",
+    "qat": "compressor.stages.qat:QAT",
     "export": "compressor.stages.export:EXPORT",
     "quantize": "compressor.stages.quantize:QUANTIZE",
     "evaluate": "compressor.stages.evaluate:EVALUATE",

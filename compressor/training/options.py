@@ -116,3 +116,59 @@ class DistillOptions(Config):
         if self.kd_weight == 0 and self.ce_weight == 0:
             raise ValueError("kd_weight and ce_weight are both 0; give at least one above 0")
         return self
+
+    def ignored(self) -> list[str]:
+        """Options that speak to a teacher and differ from their defaults: lost without one.
+
+        ``kd_weight: 0`` is not lost, as it asks for no teacher.
+        """
+        plain = DistillOptions.model_validate(
+            {"loss": self.loss, **({} if self.kd_weight else {"kd_weight": 0.0})}
+        )
+        found = [] if self.loss == "kd" else ["loss"]
+        # ce_weight follows kd_weight unless it is given.
+        follows = DistillOptions.model_validate({"loss": self.loss, "kd_weight": self.kd_weight})
+        for name, usual in (
+            ("temperature", plain), ("kd_weight", plain), ("ce_weight", follows),
+            ("nckd_weight", plain),
+        ):  # fmt: skip
+            if getattr(self, name) != getattr(usual, name):
+                found.append(name)
+        return found
+
+
+class QatOptions(TrainOptions, DistillOptions):
+    """Options of ``qat``: a short training run at a low rate, on quantize's grid.
+
+    The options of :class:`DistillOptions` speak to the teacher and need one. Weight decay is off:
+    behind a folded BatchNorm, smaller weights are another function. A tenth of the usual peak rate
+    for a few epochs is what quantization-aware fine-tuning takes (Krishnamoorthi 2018, arXiv
+    1806.08342, section 3.2; Wu 2020, arXiv 2004.09602, section 6).
+
+    Attributes:
+        weight_bits: As of ``quantize``: ``auto`` is the finest grid that is exact on every CPU; 8
+            is what its targets ``x86-vnni`` and ``arm64`` use.
+        calibrator: As of ``quantize``, and best the same: how activation ranges are chosen, before
+            the first step and anew after each epoch.
+        percentile: Percent of the values that ``calibrator: percentile`` keeps.
+        calibration: Samples of the calibration split; those that ``quantize`` calibrates on.
+        precision: fp32 only: bfloat16 rounds coarser than the grid.
+    """
+
+    epochs: int = Field(3, ge=0)
+    lr: float = Field(0.01, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(0.5, ge=0)
+    precision: Literal["fp32"] = "fp32"
+    weight_bits: Literal["auto", 7, 8] = "auto"
+    calibrator: Literal["minmax", "moving", "percentile", "entropy", "mse"] = "minmax"
+    percentile: float = Field(99.99, gt=50, le=100)
+    calibration: int = Field(512, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _low_lr_of_optimizer(cls, values: Any) -> Any:
+        """A tenth of a usual peak and no decay for ``adamw`` too, made concrete for the key."""
+        if isinstance(values, dict) and values.get("optimizer") == "adamw":
+            return {"lr": _ADAMW["lr"] / 10, "weight_decay": 0.0, **values}
+        return values

@@ -74,12 +74,12 @@ def image_split(n: int, seed: int) -> Split:
     return Split({"image": images}, labels.astype(np.int64), ids)
 
 
-def make_data(folder: Path, train: int = 90, val: int = 40) -> Dataset:
+def make_data(folder: Path, train: int = 90, val: int = 40, calibration: int = 10) -> Dataset:
     splits = {
         "train": image_split(train, 1),
         "val": image_split(val, 2),
         "test": image_split(20, 3),
-        "calibration": image_split(10, 4),
+        "calibration": image_split(calibration, 4),
     }
     return dataset.save(
         folder,
