@@ -85,7 +85,9 @@ def load_file(path: Path) -> Document:
     try:
         return load_text(data.decode(), str(path))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise ConfigError(
+            f"{path}: not UTF-8 at byte {error.start}; give a pipeline file in YAML"
+        ) from None
 
 
 def load_text(text: str, source: str = "<text>") -> Document:

@@ -54,6 +54,8 @@ def test_several_inputs_are_never_guessed(problems):
         ('  a: {uses: "T:SOURCE", with: {value: "3"}}\n', 'got "3"; needs'),
         ('  a: {uses: "T:SOURCE", with: {value: true}}\n', "got true; needs"),
         ('  a: {uses: "T:SOURCE", with: [1]}\n', "needs a mapping"),
+        ('  a: {uses: "T:SOURCE", value: 3.0}\n', "an option of source stands below `with`"),
+        ('  a: {uses: "T:SCALE", number: b}\n', "an input of scale stands below `in`"),
         ('  a: {uses: "T:SOURCE", seed: -1}\n', "needs a whole number"),
         ('  1a: {uses: "T:SOURCE"}\n', "no digit first"),
         ('  a: {uses: "T:SCALE", in: {nmber: x}}\n', "did you mean 'number'"),
@@ -152,6 +154,10 @@ def test_set_overrides_before_checking(bench):
     assert bench.load(["seed=5"]).seed == 5
     with pytest.raises(ConfigError, match="did you mean 'stages'"):
         bench.load(["stagse.a.with.value=1"])
+    with pytest.raises(ConfigError, match=r"did you mean 'stages\.a\.with\.value'"):
+        bench.load(["a.value=1"])
+    with pytest.raises(ConfigError, match=r"did you mean 'stages\.a\.with\.value'"):
+        bench.load(["a.with.value=1"])
     with pytest.raises(ConfigError, match=r"key\.path=value"):
         bench.load(["seed"])
     with pytest.raises(ConfigError, match="vlaue"):
