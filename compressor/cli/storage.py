@@ -51,9 +51,10 @@ def cache_verify(store: Path | None) -> None:
     _must_be(store)
     damaged = Store(api.store_path(store)).damaged()
     if damaged:
+        many = f"{len(damaged)} damaged object{'s' * (len(damaged) > 1)}"
         raise IntegrityError(
-            f"{len(damaged)} damaged object{'s' * (len(damaged) > 1)}: {', '.join(d[:12] for d in damaged[:5])}; "
-            "what is damaged counts as missing and is computed again"
+            f"{many}: {', '.join(d[:12] for d in damaged[:5])}; what is damaged counts as missing "
+            "and is computed again"
         )
     show({"damaged": []}, "every stored object matches its digest")
 
