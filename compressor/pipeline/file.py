@@ -77,7 +77,11 @@ def read(path: Path, overrides: Sequence[str] = ()) -> yaml.Document:
     """
     document = yaml.load_file(path)
     if not isinstance(document.value, dict):
-        raise ConfigError(f"{path}: a pipeline is a mapping with the keys {', '.join(_TOP)}")
+        got = {list: "a list", type(None): "nothing"}.get(type(document.value), "plain text")
+        raise ConfigError(
+            f"{path}: got {got}; a pipeline is a mapping with the keys {', '.join(_TOP)} "
+            "(`compressor init DIR` writes one)"
+        )
     value = copy.deepcopy(document.value)
     for text in overrides:
         _override_(value, text)
@@ -100,7 +104,11 @@ def _override_(tree: dict[str, Any], text: str) -> None:
         node = node.setdefault(part, {})
     if not isinstance(node, dict):
         raise ConfigError(f"--set {text}: {'.'.join(parents)} is not a mapping")
-    node[last] = yaml.scalar(raw)
+    try:
+        node[last] = yaml.scalar(raw)
+    except ConfigError as error:
+        why = str(error).partition("not YAML: ")[2] or str(error)
+        raise ConfigError(f"--set {text}: the value is not YAML ({why}); quote it") from error
 
 
 def _full(tree: Mapping[str, Any], dotted: str, depth: int, node: Mapping[str, Any]) -> str:
