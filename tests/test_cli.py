@@ -147,6 +147,9 @@ def test_json_errors_are_json_on_stdout(toy):
         (("run", "toy.yaml", "--device", "gpu"), "'cpu', 'cuda'"),
         (("gate", "none", "--baseline", "b"), "'none' does not exist"),
         (("report", "none"), "'none' does not exist"),
+        (("cache", "gc", "--store", "none"), "--store none: no such folder"),
+        (("cache", "verify", "--store", "toy.yaml"), "'toy.yaml' is a file"),
+        (("run", "toy.yaml", "--set", "b.by=3"), "did you mean 'stages.b.with.by'?"),
         (("verify", "none"), "'none' does not exist"),
     ],
 )

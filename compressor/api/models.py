@@ -227,9 +227,11 @@ def _labelled(path: Path) -> Labelled:
     labels = arrays.pop("labels", None)
     lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
     if labels is None or labels.ndim != 1 or set(lengths.values()) != {len(labels)}:
+        found = "no `labels`" if labels is None else f"labels of shape {list(labels.shape)}"
+        counts = ", ".join(f"{n} samples of {name}" for name, n in lengths.items()) or "no samples"
         raise ConfigError(
-            f"{path}: needs `labels` [n] and one array [n, ...] per model input; got "
-            f"labels {None if labels is None else list(labels.shape)}, samples {lengths}"
+            f"{path}: needs `labels` [n] and one array [n, ...] per model input; got {found} and "
+            f"{counts}"
         )
     return Labelled(Samples(arrays), labels, CLASSIFICATION)
 

@@ -18,6 +18,7 @@ from compressor.core.files import write_bytes
 from compressor.core.types import Metric
 
 SCHEMA = 1
+_HINT = "give a run folder, e.g. runs/NAME/latest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +148,4 @@ def load(path: Path) -> RunResults:
         IntegrityError: Missing, malformed, or of another schema version.
     """
     file = path / "results.json" if path.is_dir() else path
-    return records.read(_adapter(), file, "results", SCHEMA, "give a run folder")
+    return records.read(_adapter(), file, "results", SCHEMA, _HINT)

@@ -85,7 +85,9 @@ def load_file(path: Path) -> Document:
     try:
         return load_text(data.decode(), str(path))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise ConfigError(
+            f"{path}: not UTF-8 at byte {error.start}; give a pipeline file in YAML"
+        ) from None
 
 
 def load_text(text: str, source: str = "<text>") -> Document:
@@ -98,7 +100,9 @@ def load_text(text: str, source: str = "<text>") -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{source}{line}: not YAML: {error.problem or error.context}") from None
+        why = str(error.problem or error.context)
+        hint = "; indent with spaces" if r"'\t'" in why else ""
+        raise ConfigError(f"{source}{line}: not YAML: {why}{hint}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:

@@ -129,7 +129,9 @@ def read_npz(path: Path, max_bytes: int, limit: str = "the limit") -> dict[str, 
         there = "a folder; give the .npz file itself" if path.is_dir() else "no such file"
         raise ConfigError(f"{path}: {there}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ConfigError(f"{path}: not a readable .npz file ({error})") from error
+        raise ConfigError(
+            f"{path}: not a readable .npz file ({error}); numpy.savez writes one"
+        ) from error
 
 
 def _members(archive: zipfile.ZipFile, path: Path, max_bytes: int, limit: str) -> dict[str, Array]:

@@ -38,7 +38,8 @@ def protocol_of(results: RunResults, stage: StageRecord) -> TimingProtocol:
     near += [b for b in benches if any(stage.name in names for names in b.inputs.values())]
     if not benches:
         return plain
-    config, values = (near or benches)[0].config, {}
+    config = (near or benches)[0].config
+    values: dict[str, Any] = {}
     for name in ("provider", "threads", "batch"):
         value = config.get(name, getattr(plain, name))
         values[name] = value[0] if isinstance(value, list | tuple) and value else value

@@ -77,7 +77,11 @@ def read(path: Path, overrides: Sequence[str] = ()) -> yaml.Document:
     """
     document = yaml.load_file(path)
     if not isinstance(document.value, dict):
-        raise ConfigError(f"{path}: a pipeline is a mapping with the keys {', '.join(_TOP)}")
+        got = {list: "a list", type(None): "nothing"}.get(type(document.value), "plain text")
+        raise ConfigError(
+            f"{path}: got {got}; a pipeline is a mapping with the keys {', '.join(_TOP)} "
+            "(`compressor init DIR` writes one)"
+        )
     value = copy.deepcopy(document.value)
     for text in overrides:
         _override_(value, text)
@@ -96,11 +100,24 @@ def _override_(tree: dict[str, Any], text: str) -> None:
         # options that the file leaves at their defaults may be opened; stages may not
         opens = part in {"with", "matrix"} or "with" in parents[:depth]
         if part not in node and not opens:
-            raise ConfigError(f"--set {text}: no {part!r} there{suggestion(part, node)}")
+            raise ConfigError(f"--set {text}: no {part!r} there{_full(tree, dotted, depth, node)}")
         node = node.setdefault(part, {})
     if not isinstance(node, dict):
         raise ConfigError(f"--set {text}: {'.'.join(parents)} is not a mapping")
-    node[last] = yaml.scalar(raw)
+    try:
+        node[last] = yaml.scalar(raw)
+    except ConfigError as error:
+        why = str(error).partition("not YAML: ")[2] or str(error)
+        raise ConfigError(f"--set {text}: the value is not YAML ({why}); quote it") from error
+
+
+def _full(tree: Mapping[str, Any], dotted: str, depth: int, node: Mapping[str, Any]) -> str:
+    """What was probably meant: a stage's option written short, else the nearest word."""
+    stage, _, option = dotted.partition(".")
+    stages = tree.get("stages")
+    if depth == 0 and isinstance(stages, dict) and stage in stages:
+        return f"; did you mean 'stages.{stage}.with.{option.removeprefix('with.')}'?"
+    return suggestion(dotted.split(".")[depth], node)
 
 
 def check_top(document: yaml.Document, problems: Problems) -> tuple[str, int]:
@@ -146,14 +163,12 @@ def entries(document: yaml.Document, seed: int, problems: Problems) -> Iterator[
 
 def _entry(name: str, raw: dict[str, Any], seed: int, problems: Problems) -> Entry | None:
     where = ("stages", name)
-    for key in raw:
-        if key not in _ENTRY:
-            problems.add((*where, key), f"unknown key{suggestion(key, _ENTRY)}")
     options = raw.get("with") or {}
     if not isinstance(options, dict):
         problems.add((*where, "with"), f"got {options!r}; needs a mapping")
         return None
     found = _stage(raw.get("uses"), where, problems)
+    _check_keys(raw, found[1] if found else None, where, problems)
     if found is None:
         return None
     reference, stage = found
@@ -161,6 +176,21 @@ def _entry(name: str, raw: dict[str, Any], seed: int, problems: Problems) -> Ent
     wires = _wires(raw.get("in") or {}, stage, where, problems)
     members = tuple(_members(raw, options, stage, own_seed, where, problems))
     return Entry(name, reference, stage, wires, members) if members else None
+
+
+def _check_keys(
+    raw: Mapping[str, Any], stage: Stage[Any] | None, where: tuple[str, ...], problems: Problems
+) -> None:
+    """Unknown keys of a stage; options and inputs that stand one level too high are told so."""
+    for key in raw:
+        if key in _ENTRY:
+            continue
+        hint = suggestion(key, _ENTRY)
+        if stage is not None and key in stage.config.model_fields:
+            hint = f"; an option of {stage.name} stands below `with`"
+        elif stage is not None and key in stage.needs:
+            hint = f"; an input of {stage.name} stands below `in`"
+        problems.add((*where, key), f"unknown key{hint}")
 
 
 def _stage(uses: Any, where: tuple[str, ...], problems: Problems) -> tuple[str, Stage[Any]] | None:

@@ -15,7 +15,8 @@ def lacks(document: yaml.Document, node: Node, device: str) -> str:
 
     Imports torch only for ``device: cuda``, and else what the stage's own ``check`` imports.
     """
-    stage, where = node.stage, ("stages", node.stem)
+    stage = node.stage
+    where: tuple[str, ...] = ("stages", node.stem)
     try:
         _extras(stage.needs_extra)
         if device == "cuda" and "torch" in stage.needs_extra:

@@ -50,6 +50,7 @@ def plan_text(steps: Sequence[Step], file: str) -> str:
     ready = sum(s.state == CACHED for s in judged)
     if judged:
         lines.append(f"and {len(judged)} evaluations on val and test, {ready} cached")
+    lacking = problems(steps)
     todo = [s for s in steps if s.state != CACHED]
     known = [s.seconds for s in todo if s.seconds is not None]
     if not todo:
@@ -57,8 +58,8 @@ def plan_text(steps: Sequence[Step], file: str) -> str:
     elif len(known) == len(todo):
         lines.append(f"{len(todo)} to run, about {sum(known):.0f} s by their last times")
     else:
-        lines.append(f"{len(todo)} to run; next: compressor run {file}")
-    for problem in problems(steps):
+        lines.append(f"{len(todo)} to run" + ("" if lacking else f"; next: compressor run {file}"))
+    for problem in lacking:
         lines += textwrap.wrap(f"cannot run here: {problem}", 80, subsequent_indent="  ",
                                break_long_words=False, break_on_hyphens=False)  # fmt: skip
     return "\n".join(lines)

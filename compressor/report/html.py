@@ -38,12 +38,14 @@ th { border-bottom: 2px solid #999; font-weight: 600; }
 .text { text-align: left; } .wrap { white-space: normal; }
 .best { background: #eef6fb; font-weight: 600; }
 .PASS { color: #1a6b2d; } .FAIL { color: #b00020; } .INCONCLUSIVE { color: #8a5a00; }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; } .figures svg { max-width: 100%;
-           height: auto; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; margin: .8rem 0;
+           align-items: flex-start; }
+.figures svg { max-width: 100%; height: auto; }
 code { background: #f3f3f3; padding: .05rem .3rem; }
 h1, h2, h3, p, li, summary { overflow-wrap: anywhere; }
 h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; } summary { cursor: pointer; margin: .6rem 0; }
 .name { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
+caption { text-align: left; color: #595959; } .group { text-align: center; }
 .inside { padding-left: 1.6rem; } .whole { color: #595959; }
 .float { color: #0072b2; } .int8 { color: #b34700; }
 </style>
@@ -123,9 +125,10 @@ _QUANTIZED = """\
 <summary>{{ t.looked|length }} layers</summary>
 <div class="scroll"><table><tr><th class="text" rowspan="2">layer</th>
 <th class="text" rowspan="2">form</th>
-<th colspan="2">SQNR, dB, alone</th>
-<th colspan="2">{{ "drop, points, alone" if t.labelled else "agreement, %, alone" }}</th>
-<th colspan="2">time, µs</th><th class="text" rowspan="2">why float</th></tr>
+<th class="group" colspan="2">SQNR, dB, alone</th>
+<th class="group" colspan="2">
+{{ "drop, points, alone" if t.labelled else "agreement, %, alone" }}</th>
+<th class="group" colspan="2">time, µs</th><th class="text" rowspan="2">why float</th></tr>
 <tr>{% for _ in range(3) %}<th>int8</th><th>float</th>{% endfor %}</tr>
 {% for line in lines[:most] %}{% set row = line.row %}
 <tr{% if line.whole %} class="whole"{% endif %}>

@@ -71,7 +71,7 @@ def summary(results: RunResults, folder: Path | None = None) -> str:
 
 def _sensitive(stage: str, table: quantized.Quantized) -> list[str]:
     """The worst layers of a quantize stage, if any was looked at, and what recovery gave."""
-    lines = [f"- {_cell(stage)}: {_rung(rung)}" for rung in table.recovery]
+    lines = ["", *(f"- {escape(stage)}: {_rung(rung)}" for rung in table.recovery)]
     worst = table.worst[:_WORST]
     if not worst:
         return lines

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _BLUE, _ORANGE = "#0072b2", "#d55e00"
 _ROOM_FOR_LABELS = 1.35
 _MOST_BARS = 20
-_MOST_LETTERS = 30
-_BAR = 0.21  # inches per bar
+_MOST_LETTERS = 26
+_BAR, _NARROW = 0.21, 4.8  # inches: per bar, and what a telephone still shows in a legible size
 
 
 def _svg(draw: Callable[[Axes], None], width: float = 5.4, height: float = 3.4) -> str:
@@ -46,6 +46,17 @@ def _label(name: str) -> str:
     name = "".join(c for c in name if c.isprintable())
     short = name if len(name) <= _MOST_LETTERS else "…" + name[1 - _MOST_LETTERS :]
     return short.replace("$", r"\$")
+
+
+def short(name: str) -> str:
+    """A layer's name without what the next part of its path says again.
+
+    ``/features/features.3/conv/conv.0/conv.0.0/Conv`` is ``features.3/conv.0.0/Conv``.
+    """
+    parts = [part for part in name.split("/") if part]
+    after = [*parts[1:], ""]
+    told = [a for a, b in zip(parts, after, strict=True) if a != b and not b.startswith(a + ".")]
+    return "/".join(told) or name
 
 
 def scatter(models: list[rows.ModelRow]) -> str:
@@ -102,12 +113,12 @@ def noise(worst: Sequence[Row]) -> str:
         for i, row in enumerate(shown):
             axes.annotate(f" {row.sqnr:.1f} dB", (shares[i], i), va="center")
         axes.set_xlim(0, max(max(shares), 1e-9) * _ROOM_FOR_LABELS)
-        axes.set_xlabel("share of the noise that all layers add, %; SQNR alone in int8")
+        axes.set_xlabel("% of the noise of all layers; dB: SQNR")
         _names(axes, shown)
         _key(axes, {"int8": _ORANGE, "left float": _BLUE})
         axes.set_title(_of("Noise", len(shown), len(worst), "worst"), loc="left")
 
-    return _svg(draw, height=_height(len(shown), 1))
+    return _svg(draw, _NARROW, _height(len(shown), 1))
 
 
 def times(slowest: Sequence[Row]) -> str:
@@ -130,21 +141,21 @@ def times(slowest: Sequence[Row]) -> str:
         _key(axes, {"float": _BLUE, "int8": _ORANGE})
         axes.set_title(_of("Time", len(shown), len(slowest), "slowest"), loc="left")
 
-    return _svg(draw, height=_height(len(shown), 1.5))
+    return _svg(draw, _NARROW, _height(len(shown), 1.5))
 
 
 def _names(axes: Axes, shown: Sequence[Row]) -> None:
-    axes.set_yticks(range(len(shown)), [_label(row.name) for row in shown])
+    axes.set_yticks(range(len(shown)), [_label(short(row.name)) for row in shown])
     axes.set_ylim(-0.6, len(shown) - 0.4)
 
 
 def _key(axes: Axes, colors: dict[str, str]) -> None:
+    """Below the axes, as bars may end anywhere inside them."""
     from matplotlib.patches import Patch
 
-    axes.legend(
-        handles=[Patch(color=color, label=word) for word, color in colors.items()],
-        loc="lower right",
-        frameon=False,
+    handles = [Patch(color=color, label=word) for word, color in colors.items()]
+    axes.figure.legend(
+        handles=handles, loc="outside lower right", ncols=len(handles), frameon=False
     )
 
 
@@ -155,4 +166,4 @@ def _of(title: str, shown: int, all_of_them: int, which: str) -> str:
 
 
 def _height(bars: int, thick: float) -> float:
-    return 1.1 + thick * _BAR * bars
+    return 1.3 + thick * _BAR * bars

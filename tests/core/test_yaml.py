@@ -108,3 +108,8 @@ _plain = st.recursive(
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=3), _plain, max_size=3))
 def test_what_is_dumped_reads_back_equal(value):
     assert yaml.load_text(yaml.dump(value)).value == value
+
+
+def test_a_tab_is_told_what_to_use_instead():
+    with pytest.raises(ConfigError, match=r"t\.yaml:2: not YAML: .*; indent with spaces"):
+        yaml.load_text("a:\n\tb: 1\n", "t.yaml")

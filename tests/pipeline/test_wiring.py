@@ -54,6 +54,8 @@ def test_several_inputs_are_never_guessed(problems):
         ('  a: {uses: "T:SOURCE", with: {value: "3"}}\n', 'got "3"; needs'),
         ('  a: {uses: "T:SOURCE", with: {value: true}}\n', "got true; needs"),
         ('  a: {uses: "T:SOURCE", with: [1]}\n', "needs a mapping"),
+        ('  a: {uses: "T:SOURCE", value: 3.0}\n', "an option of source stands below `with`"),
+        ('  a: {uses: "T:SCALE", number: b}\n', "an input of scale stands below `in`"),
         ('  a: {uses: "T:SOURCE", seed: -1}\n', "needs a whole number"),
         ('  1a: {uses: "T:SOURCE"}\n', "no digit first"),
         ('  a: {uses: "T:SCALE", in: {nmber: x}}\n', "did you mean 'number'"),
@@ -93,9 +95,16 @@ def test_all_problems_are_found_at_once(problems):
 
 
 def test_top_level_must_be_a_mapping_with_stages(bench):
-    for text in ("- a\n", "name: x\n", "name: x\nstages: []\n"):
+    said = {
+        "- a\n": "got a list; a pipeline is a mapping with the keys name, seed, stages, gates",
+        "": "got nothing; a pipeline is a mapping",
+        "words\n": "got plain text; a pipeline is a mapping",
+        "name: x\n": "needs a mapping with at least one stage",
+        "name: x\nstages: []\n": "needs a mapping with at least one stage",
+    }
+    for text, words in said.items():
         bench.file.write_text(text)
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=words):
             bench.load()
 
 
@@ -152,6 +161,12 @@ def test_set_overrides_before_checking(bench):
     assert bench.load(["seed=5"]).seed == 5
     with pytest.raises(ConfigError, match="did you mean 'stages'"):
         bench.load(["stagse.a.with.value=1"])
+    with pytest.raises(ConfigError, match=r"--set seed=\[: the value is not YAML \(.*\); quote it"):
+        bench.load(["seed=["])
+    with pytest.raises(ConfigError, match=r"did you mean 'stages\.a\.with\.value'"):
+        bench.load(["a.value=1"])
+    with pytest.raises(ConfigError, match=r"did you mean 'stages\.a\.with\.value'"):
+        bench.load(["a.with.value=1"])
     with pytest.raises(ConfigError, match=r"key\.path=value"):
         bench.load(["seed"])
     with pytest.raises(ConfigError, match="vlaue"):

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from compressor.core.results import OutputRecord, RunResults, StageRecord
-from compressor.report import html, markdown, quantized, tables
+from compressor.report import html, markdown, plots, quantized, tables
 
 EVIL = "<img src=x onerror=alert(1)>|a|`b`::set-output name=x::$x^2$\x1b[31m" + "w" * 300
 
@@ -308,6 +308,16 @@ def test_the_noise_of_one_layer_follows_from_its_worst_output():
     assert row.sqnr == 20.0
     assert row.noise == pytest.approx(0.01)
     assert quantized.Row(name="b").noise == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("/features/features.3/conv/conv.0/conv.0.0/Conv", "features.3/conv.0.0/Conv"),
+     ("/layer1/layer1.0/conv1/Conv", "layer1.0/conv1/Conv"), ("node_conv2d_3", "node_conv2d_3"),
+     ("/conv1/Conv", "conv1/Conv"), ("/a/b/Conv", "a/b/Conv"), ("/", "/"), ("", "")],
+)  # fmt: skip
+def test_paths_are_shortened_where_they_repeat_themselves(name, word):
+    assert plots.short(name) == word
 
 
 def test_long_lists_of_names_are_cut_short():
