@@ -166,32 +166,36 @@ def reconstruct(
         int8 [channels, reduction], each weight rounded up or down on its grid; a channel on
         which that is not better than nearest keeps nearest.
     """
-    channels, reduction = weight.shape
-    positions, groups = inputs.shape[:2]
-    split = (groups, channels // groups, reduction)
+    split = (inputs.shape[1], weight.shape[0] // inputs.shape[1], weight.shape[1])
     unfolded = np.ascontiguousarray(inputs.transpose(1, 0, 2))  # [groups, positions, reduction]
-    scale = nearest.scale.astype(np.float64)[:, None]
-    steps = weight.astype(np.float64) / scale
-    grid = nearest.grid[:, None]
-    floor = np.clip(np.floor(steps), -grid, grid - 1)
-    wanted = (targets / nearest.scale).reshape(positions, *split[:2]).transpose(1, 0, 2)
+    wanted = (targets / nearest.scale).reshape(len(inputs), *split[:2]).transpose(1, 0, 2)
     before = _errors(unfolded, nearest.values, wanted)
+    floor, rest = _floor(weight, nearest)
     up = _choose(
-        floor.reshape(split).astype(np.float32),
-        np.clip(steps - floor, 0.0, 1.0).reshape(split).astype(np.float32),
-        unfolded,
-        wanted.astype(np.float32),
-        before.reshape(split[:2]),
-        rng,
-        learning,
-    )
+        floor.reshape(split), rest.reshape(split), unfolded, wanted.astype(np.float32),
+        before.reshape(split[:2]), rng, learning,
+    )  # fmt: skip
     chosen = (floor + up.reshape(weight.shape)).astype(np.int8)
     if proven:
         chosen = _repair(chosen, nearest.values)
-    after = _errors(unfolded, chosen, wanted)
+    return _better(chosen, nearest, before, _errors(unfolded, chosen, wanted), name)
+
+
+def _floor(weight: Floats, nearest: QuantizedWeight) -> tuple[Floats, Floats]:
+    """Weights in steps of their grid: the integer below, and what is left, 0 to 1."""
+    steps = weight.astype(np.float64) / nearest.scale.astype(np.float64)[:, None]
+    grid = nearest.grid[:, None]
+    floor = np.clip(np.floor(steps), -grid, grid - 1)
+    return floor.astype(np.float32), np.clip(steps - floor, 0.0, 1.0).astype(np.float32)
+
+
+def _better(
+    chosen: Int8, nearest: QuantizedWeight, before: Array, after: Array, name: str
+) -> tuple[Int8, Gain]:
+    """The rounding of less error per channel; errors are in squared steps, [channels]."""
     better = after < before
     result: Int8 = np.where(better[:, None], chosen, nearest.values)
-    unit = scale[:, 0] ** 2
+    unit = nearest.scale.astype(np.float64) ** 2
     gain = Gain(
         name,
         float((before * unit).mean()),

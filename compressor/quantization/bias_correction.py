@@ -82,6 +82,8 @@ def correct(
         else:
             axes[node.name] = found
     wanted = [n for group in groups for n in group if n.name in axes]
+    if not wanted:
+        return Correction(graph, {}, tuple(skipped))
     exact = parts.per_channel(
         graph.model, {n.output[0]: axes[n.name] for n in wanted}, feeds, threads=threads
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,22 +84,44 @@ def calibrate(
     Raises:
         ConfigError: No samples, or samples with NaN or Inf.
     """
+    return calibrations(graph, tensors, feeds, (method,), percentile=percentile, threads=threads,
+                        budget=budget, progress=progress)[method]  # fmt: skip
+
+
+def calibrations(
+    graph: Graph,
+    tensors: Sequence[str],
+    feeds: Feeds,
+    methods: Collection[Method],
+    *,
+    percentile: float = 99.99,
+    threads: int = 1,
+    budget: int = _BUDGET,
+    progress: Callable[[int], None] = lambda samples: None,
+) -> dict[Method, Calibration]:
+    """:func:`calibrate` by several methods, in the passes of the dearest of them."""
     watch = _Watch()
     wanted = list(dict.fromkeys(tensors))
     extremes, sizes = _first_pass(graph, wanted, feeds, threads, watch, progress)
     if watch.samples == 0:
         raise ConfigError("calibration: 0 samples; give at least 1 (16 or more are sensible)")
-    good = [name for name in wanted if extremes[name].finite]
-    ranges = {name: extremes[name].range() for name in good}
-    if method == "moving":
-        ranges = {name: extremes[name].average() for name in good}
-    if method in HISTOGRAM_METHODS:
-        seen = {n: Histogram(r) for n, r in ranges.items() if has_bins(r)}
+    good = {name: extremes[name] for name in wanted if extremes[name].finite}
+    seen: dict[str, Histogram] = {}
+    if HISTOGRAM_METHODS.intersection(methods):
+        seen = {n: Histogram(e.range()) for n, e in good.items() if has_bins(e.range())}
         _second_pass(graph, seen, sizes, feeds, threads, budget, progress)
-        ranges.update({n: h.range(method, percentile) for n, h in seen.items()})
-    warnings = [*watch.warnings(), *_warnings(extremes)]
+
+    def ranges(method: Method) -> dict[str, Range]:
+        if method == "moving":
+            return {name: e.average() for name, e in good.items()}
+        found = {name: e.range() for name, e in good.items()}
+        if method in HISTOGRAM_METHODS:
+            found.update({n: h.range(method, percentile) for n, h in seen.items()})
+        return found
+
+    warnings = (*watch.warnings(), *_warnings(extremes))
     broken = frozenset({*wanted} - {*good})
-    return Calibration(ranges, watch.samples, tuple(warnings), broken, sizes)
+    return {m: Calibration(ranges(m), watch.samples, warnings, broken, sizes) for m in methods}
 
 
 class _Watch:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
@@ -15,16 +17,17 @@ from compressor.core import files
 from compressor.core.hashing import digest_json
 from compressor.quantization import qdq, regions
 from compressor.quantization.calibrate import Calibration
-from compressor.quantization.graph import Graph
+from compressor.quantization.graph import Array, Graph
 from compressor.quantization.placement import Floats
 from compressor.quantization.plain import Options, describe_
 from compressor.quantization.qdq import Written
 from compressor.quantization.quality import Judge, Quality
+from compressor.quantization.recipe import Recipe
 from compressor.quantization.regions import Region
 from compressor.quantization.select import Selection, select
 from compressor.quantization.target import Target
 
-_JOURNAL = "journal.json"
+_JOURNAL, _ARRAYS = "journal.json", "arrays"
 
 
 class Journal:
@@ -46,6 +49,7 @@ class Journal:
             pass  # absent or damaged: nothing is known yet
         if not self._qualities:
             files.remove(folder / "candidates")
+            files.remove(folder / _ARRAYS)
 
     @property
     def folder(self) -> Path:
@@ -63,6 +67,24 @@ class Journal:
         files.write_json(
             self._folder / _JOURNAL, {"identity": self._identity, "qualities": self._qualities}
         )
+
+    def arrays(self, key: str, compute: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
+        """Named arrays that take long to compute: computed once, then read.
+
+        Args:
+            key: Says what they are.
+            compute: Asked if nothing, or nothing whole, was kept under ``key``.
+        """
+        path = self._folder / _ARRAYS / f"{digest_json([self._identity, key])[:16]}.npz"
+        found = _read(path)
+        if found is None:
+            found = dict(compute())
+            # Numbered, as names of nodes may be anything.
+            numbered: dict[str, Any] = {f"{i}": array for i, array in enumerate(found.values())}
+            stream = BytesIO()
+            np.savez(stream, names=np.array(list(found), np.str_), **numbered)
+            files.write_bytes(path, stream.getvalue())
+        return found
 
     def keep_best(self, model: bytes, facts: Mapping[str, Any]) -> None:
         """Keep ``best.onnx``, always a whole model that may be used, unless a better one is there.
@@ -82,26 +104,26 @@ class Journal:
 
 
 class Candidates:
-    """Writes and judges models of one graph, one calibration and one target.
+    """Writes and judges models of one network, one recipe and one target.
 
     Attributes:
-        graph: Prepared float graph.
+        graph: Prepared float graph, as it was given; all of it float is this very graph.
         selection: Everything that can be int8.
         regions: Its partition.
         parts: The regions and, behind them, the parts of those with several layers; what is told
             apart by index below may name parts, too.
         inside: Region to its parts, for those that have any.
         edges: Where borders may be.
-        found: The calibration.
+        recipe: What int8 layers are written from.
         target: Decides the integers.
     """
 
     def __init__(
-        self, graph: Graph, selection: Selection, found: Calibration, target: Target,
+        self, graph: Graph, selection: Selection, recipe: Recipe, target: Target,
         options: Options, judge: Judge, journal: Journal,
     ) -> None:  # fmt: skip
         """Divide ``selection`` into regions."""
-        self.graph, self.selection, self.found, self.target = graph, selection, found, target
+        self.graph, self.selection, self.recipe, self.target = graph, selection, recipe, target
         self.regions: tuple[Region, ...] = regions.divide(graph, selection)
         self.parts, self.inside = regions.parts(graph, self.regions)
         self.edges = regions.edges(graph, selection, self.regions)
@@ -109,6 +131,16 @@ class Candidates:
         self._cache: qdq.WeightCache = {}
         inside = {name for region in self.regions for name in region.nodes}
         self._never = frozenset(n.name for n in graph.nodes) - inside
+
+    def of(self, recipe: Recipe) -> Candidates:
+        """The same by another recipe, whose graph has the same nodes."""
+        return Candidates(self.graph, self.selection, recipe, self.target, self._options,
+                          self._judge, self._journal)  # fmt: skip
+
+    @property
+    def found(self) -> Calibration:
+        """The calibration."""
+        return self.recipe.found
 
     @property
     def all_float(self) -> Floats:
@@ -123,8 +155,9 @@ class Candidates:
         """The model in which the regions ``floats`` are float."""
         chosen = select(self.graph, self._never | regions.excluded(self.parts, floats))
         chosen = replace(chosen, floats={**chosen.floats, **self.selection.floats})
-        made = qdq.write(self.graph, chosen, self.found.ranges, self.target, cache=self._cache)
-        describe_(made.model, self.target, self._options, self.found.samples)
+        made = self.recipe.write(chosen, self.target, self._cache)
+        options = replace(self._options, method=self.recipe.method)
+        describe_(made.model, self.target, options, self.found.samples, steps=self.recipe.steps)
         return chosen, made
 
     def file(self, floats: Collection[int]) -> Path:
@@ -163,7 +196,7 @@ class Candidates:
         return found
 
     def _key(self, floats: Collection[int]) -> str:
-        return digest_json(sorted(floats))[:16]
+        return digest_json([sorted(floats), *self.recipe.steps])[:16]
 
     def sizes(self, batch: int) -> dict[str, int]:
         """Tensor name to elements at a batch size."""
@@ -177,3 +210,12 @@ class Candidates:
 
 def _bytes(tensor: onnx.TensorProto) -> int:
     return 4 * int(np.prod(tensor.dims, dtype=np.int64))
+
+
+def _read(path: Path) -> dict[str, Array] | None:
+    """Arrays as :meth:`Journal.arrays` keeps them; None if absent or damaged."""
+    try:
+        found = np.load(BytesIO(path.read_bytes()), allow_pickle=False)
+        return {str(name): found[f"{i}"] for i, name in enumerate(found["names"])}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None

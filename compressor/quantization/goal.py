@@ -9,6 +9,7 @@ from compressor.core.types import Timing, TimingProtocol
 from compressor.quantization.quality import Quality
 
 _WARM_UP = 10  # calls at least, see runtime.timing
+_CHANCE = 0.1  # dB: less is not told apart by the samples that judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class Goal:
         max_drop: Largest drop of the metric on the labelled samples, in points.
         threads: Of the runtime while measuring.
         batch: Samples per call while measuring; a model's fixed batch overrules it.
-        seed: Of the order of measurements.
+        seed: Of the order of measurements, and of what learns.
+        recovery: Try to recover accuracy (:mod:`.recovery`) before layers are left float.
     """
 
     budget: float = 180.0
@@ -30,12 +32,22 @@ class Goal:
     threads: int = 1
     batch: int = 1
     seed: int = 0
+    recovery: bool = True
 
     def met(self, quality: Quality) -> bool:
         """Whether a candidate is accurate enough."""
         if self.max_drop is not None:
             return quality.drop is not None and quality.drop <= self.max_drop
         return quality.worst >= self.min_sqnr
+
+    def better(self, new: Quality, old: Quality) -> bool:
+        """Whether a candidate is nearer to the goal than another, by more than chance.
+
+        With ``max_drop`` the SQNR decides between equal drops, of which few samples give many.
+        """
+        if self.max_drop is not None and new.drop != old.drop:
+            return new.drop is not None and (old.drop is None or new.drop < old.drop)
+        return new.worst > old.worst + _CHANCE
 
     def words(self) -> str:
         """What is asked for, in words."""

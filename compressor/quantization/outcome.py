@@ -18,6 +18,7 @@ from compressor.quantization.goal import Goal
 from compressor.quantization.placement import Floats
 from compressor.quantization.plain import Layer, Options, QuantizeReport
 from compressor.quantization.quality import compare
+from compressor.quantization.recovery import Rung
 from compressor.quantization.samples import Samples
 from compressor.quantization.search import FP32, Found
 from compressor.stats.bootstrap import Interval
@@ -28,18 +29,24 @@ class TunedReport(QuantizeReport):
     """A report with what led to the placement.
 
     Attributes:
+        recovery: What was tried for accuracy, in order; empty if nothing had to be.
         rows: JSON-able rows of the sensitivity table, one per region, its layers inside.
         placement: JSON-able facts of the search: protocol, machine, candidates, seconds.
     """
 
+    recovery: tuple[Rung, ...] = ()
     rows: tuple[Mapping[str, Any], ...] = ()
     placement: Mapping[str, Any] = field(default_factory=dict)
 
     def table(self) -> dict[str, Any]:
-        """JSON-able: as the plain one, with what was looked at and the search."""
+        """JSON-able: as the plain one, with the recovery, what was looked at and the search."""
         plain = QuantizeReport.table(self)
-        looked = sensitivity.tables(plain["layers"], self.rows)
-        return {**plain, **looked, "placement": dict(self.placement)}
+        return {
+            **plain,
+            **sensitivity.tables(plain["layers"], self.rows),
+            "recovery": [rung.plain() for rung in self.recovery],
+            "placement": dict(self.placement),
+        }
 
 
 def decide(
@@ -54,7 +61,8 @@ def decide(
         again = "measure again when the machine is quiet (`run --rebench` in a pipeline)"
         return None, f"fp32 kept: the timings are unstable ({found.unstable}) {where}; {again}"
     if found.forced is None:
-        return None, f"fp32 kept: no int8 layer leaves {goal.words()}"
+        tried = "; recovery did not get there, the stage qat may" if found.recovery else ""
+        return None, f"fp32 kept: no int8 layer leaves {goal.words()}{tried}"
     if found.last is None:
         return None, f"fp32 kept: no int8 placement with {goal.words()} was found"
     rounds = found.last.rounds
@@ -74,16 +82,31 @@ def decide(
     gain = speedup(FP32, chosen.name)
     total = len(candidates.regions)
     saved = fp32_bytes - candidates.file(floats).stat().st_size
+    steps = candidates.recipe.steps
+    recovered = f", with {' and '.join(s.split(',')[0] for s in steps)}" if steps else ""
     tie = "" if gain.low > 1.0 else f", no slower and {saved:,} bytes smaller"
     return floats, (
         f"int8 is {gain.value:.2f}x [{gain.low:.2f}, {gain.high:.2f}] the speed of fp32{tie} "
-        f"{where}: {total - len(floats)} of {total} regions in int8"
+        f"{where}: {total - len(floats)} of {total} regions in int8{recovered}"
+    )
+
+
+def advice(goal: Goal, model: Path) -> tuple[str, ...]:
+    """What to do when recovery failed, for a file that a pipeline exported and for any other."""
+    from compressor.runtime import metadata
+
+    failed = f"recovery did not reach {goal.words()} with every layer in int8"
+    if metadata.SOURCE not in metadata.read(model):
+        return (f"{failed}; the stage `qat` may, from the PyTorch checkpoint of this model",)
+    return (
+        f"{failed}; add a stage, then export and quantize its checkpoint:",
+        "  qat: {uses: qat, in: {model: pruned, teacher: teacher}}",
     )
 
 
 def publish(
     model: Path, out: Path, candidates: Candidates, floats: Floats | None, verdict: str,
-    found: Found, held: Samples, fixed: int | None, options: Options,
+    found: Found, held: Samples, fixed: int | None, options: Options, goal: Goal,
 ) -> TunedReport:  # fmt: skip
     """Write ``out`` and say what it is."""
     from compressor.runtime import metadata
@@ -113,10 +136,15 @@ def publish(
         sqnr=sqnr,
         agreement=agreement,
         held_out=len(held),
-        warnings=(*candidates.found.warnings, *(f"{n}: runs in float" for n in left)),
+        warnings=(
+            *candidates.found.warnings,
+            *(f"{n}: runs in float" for n in left),
+            *(() if found.recovered else advice(goal, model)),
+        ),
         target=candidates.target,
         calibration=candidates.found,
         verdict=verdict,
+        recovery=found.recovery,
         rows=tuple(_rows(found, floats, candidates)),
     )
 

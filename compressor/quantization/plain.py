@@ -262,9 +262,19 @@ def layers(graph: Graph, selection: Selection, written: Written) -> tuple[Layer,
 
 
 def describe_(
-    model: onnx.ModelProto, target: Target, options: Options, samples: int, placement: str = ""
-) -> None:
-    """Write the metadata of an int8 model; ``placement`` says how it was decided."""
+    model: onnx.ModelProto, target: Target, options: Options, samples: int, placement: str = "",
+    steps: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Write the metadata of an int8 model.
+
+    Args:
+        model: To be described.
+        target: For which it was written.
+        options: The calibration method among them.
+        samples: How many calibrated it.
+        placement: How it was decided.
+        steps: What recovered its accuracy.
+    """
     from compressor.runtime import metadata
 
     model.producer_name = "compressor"
@@ -277,5 +287,6 @@ def describe_(
             "compressor.weight_bits": {"proven": "7-8"}.get(target.bits, target.bits),
             "compressor.calibration": f"{options.method}, {samples} samples",
             **({metadata.PLACEMENT: placement} if placement else {}),
+            **({"compressor.recovery": ", ".join(steps)} if steps else {}),
         },
     )

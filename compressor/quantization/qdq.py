@@ -61,8 +61,8 @@ def write(
         target: Decides the integers.
         rounding: Weighted node name to integers that replace the nearest ones, see
             :func:`.weights.quantize_weight`.
-        cache: Kept by a caller that writes the same graph again with the same ``rounding``:
-            weights are quantized once.
+        cache: Kept by a caller that writes the same graph again with the same ``rounding`` (a
+            change of either needs a cache of its own): weights are quantized once.
     """
     known = {} if cache is None else cache
     return _Writer(graph, selection, ranges, target, rounding, known).write()
@@ -286,8 +286,10 @@ class _Writer:
         signed = self.target.signed
         low = -128 if signed else 0
         kind = np.int8 if signed else np.uint8
-        added = self._integers(f"{stem}/offset", np.array(low + 1, kind),
-                               np.array(offset, np.float32), np.array(low, kind), None)  # fmt: skip
+        # One step of |offset| above or below a zero point: a scale must be above 0.
+        value, zero = (np.array(low + (offset * sign > 0), kind) for sign in (1.0, -1.0))
+        size = np.array(abs(offset) or 1.0, np.float32)
+        added = self._integers(f"{stem}/offset", value, size, zero, None)
         raw, tensor = self._name(f"{stem}/sum"), self.selection.output(node)
         self._node("Add", [scaled, added], raw, f"{stem}/Add")
         gate = Parameters(np.float32(1 / 255), low, signed)

@@ -18,12 +18,14 @@ from compressor.quantization import placement, sensitivity
 from compressor.quantization.candidates import Candidates
 from compressor.quantization.goal import Goal, expected, seconds
 from compressor.quantization.placement import Floats
+from compressor.quantization.recovery import Ladder, Rung
 from compressor.quantization.sensitivity import Row
 from compressor.stats.bootstrap import Interval
 from compressor.stats.ratios import ratio
 
 FP32 = "fp32"
-_SENSITIVITY = 1 / 3  # of the budget
+_RECOVERY = 1 / 3  # of the budget, if it is needed
+_SENSITIVITY = 1 / 3  # of what recovery leaves
 _FINAL = 1 / 4
 _AT_ONCE = 4  # new candidates per measurement
 _PATIENCE = 2  # measurements in a row that found nothing better
@@ -40,6 +42,8 @@ class Found:
     """What the search knows.
 
     Attributes:
+        recovery: What was tried for accuracy; empty if nothing had to be.
+        recovered: Whether everything in int8 is accurate enough by then.
         table: One row per region.
         forced: Regions that are float for accuracy; None: int8 is nowhere accurate enough.
         last: The measurement that decides, of fp32 and the finalists; None if there are none.
@@ -49,6 +53,8 @@ class Found:
         unstable: Why the timings cannot be trusted, or empty.
     """
 
+    recovery: tuple[Rung, ...] = ()
+    recovered: bool = True
     table: tuple[Row, ...] = ()
     forced: Floats | None = None
     last: Timing | None = None
@@ -59,13 +65,18 @@ class Found:
 
 
 class Search:
-    """One search; :meth:`run` is all there is to call."""
+    """One search; :meth:`run` is all there is to call.
+
+    Attributes:
+        candidates: What the choices are written from; recovered ones once a ladder has helped.
+    """
 
     def __init__(
         self, model: Path, candidates: Candidates, goal: Goal, timings: Timings,
         protocol: TimingProtocol, feed: Mapping[str, Any], samples: int,
         told: Told = lambda spent, note: None,
         better: Callable[[Floats, Interval], None] = lambda choice, speed: None,
+        ladder: Ladder | None = None,
     ) -> None:  # fmt: skip
         """Prepare.
 
@@ -79,27 +90,31 @@ class Search:
             samples: How many samples judge.
             told: Told of progress.
             better: Told of every choice that is proven faster than all before it.
+            ladder: Recovers accuracy, if there is any to recover; None: it is not to.
         """
-        self._model, self._candidates, self._goal = model, candidates, goal
+        self.candidates = candidates
+        self._model, self._goal, self._ladder = model, goal, ladder
         self._timings, self._feed, self._samples = timings, feed, samples
         self._quick = replace(protocol, rounds=10, min_cell_ms=20.0, warmup_ms=100.0)
         self._told, self._better = told, better
         self._found = Found()
         self._judged: dict[Floats, bool] = {}
         self._proven = 1.0
+        self._climbed = 0.0
 
     def run(self) -> Found:
-        """Profile, look at every region, hold the accuracy, search, measure the finalists."""
+        """Recover, profile, look at every region, hold the accuracy, search, measure the last."""
         found, goal = self._found, self._goal
         if not self._steady():
             return found
+        self._recover()
         self._say("profiling")
-        self._costs = sensitivity.costs(self._candidates, self._timings, self._quick, self._feed)
+        self._costs = sensitivity.costs(self.candidates, self._timings, self._quick, self._feed)
         found.spent += 3 * self._quick.rounds * self._call_ms / 1e3
         self._say("looking at every region")
         found.table, looked = sensitivity.rows(
-            self._candidates, self._costs, self._sample_us, self._samples,
-            goal.budget * _SENSITIVITY,
+            self.candidates, self._costs, self._sample_us, self._samples,
+            (goal.budget - self._climbed) * _SENSITIVITY,
         )  # fmt: skip
         found.spent += looked
         self._say("holding the accuracy")
@@ -124,16 +139,30 @@ class Search:
 
     # accuracy
 
+    def _recover(self) -> None:
+        """Try to make everything in int8 accurate enough, before anything is left float for it."""
+        if self._ladder is None or self._met(frozenset()):
+            return
+        result = self._ladder.climb(
+            self.candidates, self._sample_us, self._samples, self._goal.budget * _RECOVERY,
+            lambda name: self._say(f"recovering accuracy: {name}"),
+        )  # fmt: skip
+        self.candidates = result.candidates
+        self._found.recovery, self._found.recovered = result.rungs, result.met
+        self._climbed = result.spent
+        self._found.spent += result.spent
+        self._judged = {frozenset(): result.met}
+
     def _met(self, choice: Floats) -> bool:
         if choice not in self._judged:
             self._judged[choice] = False
-            if self._candidates.weighted(choice):
+            if self.candidates.weighted(choice):
                 self._found.spent += sensitivity.look_seconds(
-                    self._candidates, self._sample_us, self._samples
+                    self.candidates, self._sample_us, self._samples
                 )
-                self._judged[choice] = self._goal.met(self._candidates.quality(choice))
+                self._judged[choice] = self._goal.met(self.candidates.quality(choice))
             if not self._judged[choice]:
-                self._candidates.drop(choice)
+                self.candidates.drop(choice)
         return self._judged[choice]
 
     def _force(self) -> Floats | None:
@@ -231,7 +260,7 @@ class Search:
         for choice, speed in speeds.items():
             self._note(choice, speed, timing.unstable)
         for choice in sorted(choices, key=lambda c: -speeds[c].value)[_KEPT:]:
-            self._candidates.drop(choice)
+            self.candidates.drop(choice)
         self._costs = replace(
             self._costs,
             scale=placement.fit(self._costs, [(c, s.value) for c, s in self._found.tried.items()]),
@@ -248,7 +277,7 @@ class Search:
         return ratio(self._rounds[before], self._rounds[after])
 
     def _files(self, choices: Sequence[Floats]) -> dict[str, Path]:
-        named = {str(i): self._candidates.file(c) for i, c in enumerate(choices)}
+        named = {str(i): self.candidates.file(c) for i, c in enumerate(choices)}
         return {FP32: self._model, **named}
 
     def _decide(self) -> None:

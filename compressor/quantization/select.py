@@ -106,6 +106,8 @@ def _kind(
         return "", "broadcasts a scalar input"
     if op == "AveragePool" and attribute(node, "dilations"):
         return "", "dilated"
+    if op == "HardSigmoid" and attribute(node, "alpha", 0.2) <= 0.0:
+        return "", "falls, or is constant: no scale of integers does"
     if op == "Add" and _is_bias(node, graph):
         return "", "bias of a matrix product, which writes float anyway"
     return ("folding" if op == "Relu" and _folds(node, graph) else "arithmetic"), ""

@@ -17,11 +17,13 @@ from compressor.core.types import TimingProtocol, Timings
 from compressor.quantization import plain, prepare, regions
 from compressor.quantization.candidates import Candidates, Journal
 from compressor.quantization.goal import Goal
-from compressor.quantization.graph import Array
+from compressor.quantization.graph import Array, Graph
 from compressor.quantization.outcome import TunedReport, decide, facts, names_of, publish, unchanged
 from compressor.quantization.placement import Floats
 from compressor.quantization.plain import Options, QuantizeReport
 from compressor.quantization.quality import Judge, Labelled
+from compressor.quantization.recipe import Recipe
+from compressor.quantization.recovery import Ladder
 from compressor.quantization.samples import Samples, check, split
 from compressor.quantization.search import FP32, Search
 from compressor.quantization.target import TargetName, resolve
@@ -124,36 +126,51 @@ def tune(
         ConfigError: The model or the samples cannot be used.
         StageError: Nothing in the model can be int8.
     """
+    graph, samples, fixed = _checked(model, calibration, options, labelled)
+    kept, held = split(samples, fixed)
+    selection, found = plain.calibrated(
+        graph, kept.feeds(fixed or max(1, options.batch)), options, progress,
+        partial(regions.tensors, graph),
+    )  # fmt: skip
+    asked = [digest_file(model), identity, asdict(options), asdict(goal), len(samples)]
+    journal = Journal(resume, digest_json(asked))
+    original = unchanged(model, "")
+    journal.keep_best(original, {"placement": FP32, "speedup": 1.0})
+    judge = Judge(model, held, fixed=fixed, threads=options.threads, labelled=labelled)
+    plainly = Candidates(
+        graph, selection, Recipe(graph, found, options.method),
+        resolve(options.target, options.weight_bits), options, judge, journal,
+    )  # fmt: skip
+
+    def better(choice: Floats, speed: Interval) -> None:
+        known = {"placement": names_of(choice, search.candidates), "speedup": speed.value}
+        journal.keep_best(search.candidates.file(choice).read_bytes(), known)
+
+    feed = _feed(samples, fixed or goal.batch)
+    protocol = _protocol(goal, fixed, feed)
+    ladder = Ladder(kept, fixed, options, goal, journal) if goal.recovery else None
+    search = Search(
+        model, plainly, goal, timings, protocol, feed, len(judge), told, better, ladder
+    )  # fmt: skip
+    result = search.run()
+    candidates = search.candidates
+    chosen, why = decide(result, goal, candidates, len(original), protocol)
+    report = publish(model, out, candidates, chosen, why, result, held, fixed, options, goal)
+    return replace(report, placement=facts(result, candidates, protocol, goal))
+
+
+def _checked(
+    model: Path, calibration: Mapping[str, Array] | Samples, options: Options,
+    labelled: Labelled | None,
+) -> tuple[Graph, Samples, int | None]:  # fmt: skip
+    """The prepared graph, the samples and the model's fixed batch. Raises ConfigError."""
     graph = prepare.load(model)
     plain.check_exclude(graph, options.exclude)
     samples = calibration if isinstance(calibration, Samples) else Samples(calibration)
     fixed = check(samples, graph)
     if labelled is not None:
         check(labelled.samples, graph)
-    kept, held = split(samples, fixed)
-    selection, found = plain.calibrated(
-        graph, kept.feeds(fixed or max(1, options.batch)), options, progress,
-        partial(regions.tensors, graph),
-    )  # fmt: skip
-    judge = Judge(model, held, fixed=fixed, threads=options.threads, labelled=labelled)
-    asked = [digest_file(model), identity, asdict(options), asdict(goal), len(samples)]
-    journal = Journal(resume, digest_json(asked))
-    target = resolve(options.target, options.weight_bits)
-    candidates = Candidates(graph, selection, found, target, options, judge, journal)
-    feed = _feed(samples, fixed or goal.batch)
-    protocol = _protocol(goal, fixed, feed)
-    original = unchanged(model, "")
-    journal.keep_best(original, {"placement": FP32, "speedup": 1.0})
-
-    def better(choice: Floats, speed: Interval) -> None:
-        facts = {"placement": names_of(choice, candidates), "speedup": speed.value}
-        journal.keep_best(candidates.file(choice).read_bytes(), facts)
-
-    search = Search(model, candidates, goal, timings, protocol, feed, len(judge), told, better)
-    result = search.run()
-    chosen, why = decide(result, goal, candidates, len(original), protocol)
-    report = publish(model, out, candidates, chosen, why, result, held, fixed, options)
-    return replace(report, placement=facts(result, candidates, protocol, goal))
+    return graph, samples, fixed
 
 
 def _feed(samples: Samples, batch: int) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -45,8 +46,11 @@ class QuantizeConfig(Config):
             where it does not, the fp32 model if int8 pays nowhere; ``none``: everything that can
             be int8 is. A target other than this machine's is not measured.
         budget: ``90s`` or ``3m`` for all that is measured.
-        min_sqnr: Least SQNR in dB of every output, held by leaving sensitive layers float.
+        min_sqnr: Least SQNR in dB of every output, held by recovery, then by leaving sensitive
+            layers float.
         max_drop: Instead of it, the largest drop in points on the val split.
+        recovery: ``auto``: where int8 throughout misses that, other calibrators, bias correction,
+            equalization and AdaRound are tried, for a third of the budget; ``none``: they are not.
     """
 
     target: Literal["portable", "x86-vnni", "arm64", "host"] = "portable"
@@ -61,6 +65,7 @@ class QuantizeConfig(Config):
     budget: Annotated[float, BeforeValidator(seconds), Field(gt=0)] = 180.0
     min_sqnr: float = 25.0
     max_drop: Annotated[float, Field(ge=0)] | None = None
+    recovery: Literal["auto", "none"] = "auto"
 
     @model_validator(mode="after")
     def _measured(self) -> QuantizeConfig:
@@ -81,16 +86,27 @@ def _run(config: QuantizeConfig, inputs: Inputs, ctx: Context) -> StageResult:
     out, table = ctx.workdir / "model.onnx", ctx.workdir / "quantize.json"
     report = _quantize(config, dataset, inputs, ctx)
     write_json(table, report.table())
-    for line in (*report.warnings, *([report.verdict] if report.verdict else [])):
+    for line in _lines(report):
         ctx.progress.say(line)
     metrics = {
-        "sqnr": Metric(min(report.sqnr.values()), "dB", "higher"),
         "float_convs": Metric(len(report.float_convs), "count", "lower"),
         "quantized": Metric(report.quantized, "count", "higher"),
     }
+    if report.sqnr:  # a model may have no float output
+        metrics["sqnr"] = Metric(min(report.sqnr.values()), "dB", "higher")
     if report.agreement is not None:
         metrics["agreement"] = Metric(report.agreement, "%", "higher")
     return StageResult({"model": out, "table": table}, metrics)
+
+
+def _lines(report: QuantizeReport | SchemeReport) -> Iterator[str]:
+    from compressor.quantization.outcome import TunedReport
+
+    if isinstance(report, TunedReport):
+        yield from (rung.line() for rung in report.recovery)
+    yield from report.warnings
+    if report.verdict:
+        yield report.verdict
 
 
 def _quantize(
@@ -134,8 +150,10 @@ def _quantize(
         )
     return place(
         model, out, samples, options,
-        Goal(config.budget, config.min_sqnr, config.max_drop, seed=ctx.seed), ctx.timings,
-        ctx.resume, placement=config.placement, labelled=labelled, progress=calibrating, told=told,
+        Goal(config.budget, config.min_sqnr, config.max_drop, seed=ctx.seed,
+             recovery=config.recovery == "auto"),
+        ctx.timings, ctx.resume, placement=config.placement, labelled=labelled,
+        progress=calibrating, told=told,
     )  # fmt: skip
 
 

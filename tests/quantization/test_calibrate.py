@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.core.errors import ConfigError
-from compressor.quantization.calibrate import calibrate, chunks
+from compressor.quantization.calibrate import calibrate, calibrations, chunks
 from compressor.quantization.graph import Graph
 from compressor.quantization.observers import BINS, METHODS
 from compressor.quantization.prepare import clean
@@ -57,6 +57,14 @@ def test_moving_is_the_mean_of_each_samples_own_extremes(graph, activations):
         rows = values.reshape(24, -1)
         expected = float(rows.max(axis=1).mean())
         assert got.ranges[name].high == pytest.approx(expected, rel=1e-5)
+
+
+def test_several_methods_in_the_same_passes_find_what_each_finds_alone(graph):
+    feeds = Samples({"x": images()}).feeds(9)
+    together = calibrations(graph, TENSORS, feeds, METHODS, percentile=99.0)
+    assert list(together) == list(METHODS)
+    for method in METHODS:
+        assert together[method] == run(graph, method, 9, percentile=99.0)
 
 
 @settings(max_examples=6, deadline=None)

@@ -336,3 +336,14 @@ def test_nothing_of_the_float_weights_stays_in_the_file(tmp_path):
     floats = [t for t in onnx.load(out).graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
     assert all(len(t.dims) <= 1 for t in floats)
     assert {n.op_type for n in optimized_graph(out).graph.node} >= {"QLinearConv", "QGemm"}
+
+
+@pytest.mark.parametrize(("slope", "offset"), [(0.3, 0.0), (0.3, -0.2), (0.3, 0.4), (-0.3, 0.5)])
+def test_every_hard_sigmoid_is_right_and_a_falling_one_is_float(tmp_path, slope, offset):
+    model = build(f"a = Conv(x, w, b) s = HardSigmoid<alpha={slope}, beta={offset}>(a)"
+                  " m = Mul(a, s) y = Conv(m, v)", {"w": (8, 3, 1, 1), "b": (8,),
+                  "v": (4, 8, 1, 1)}, outputs="float[N,4,8,8] y")  # fmt: skip
+    out, report = go(tmp_path, model)
+    assert sqnr(out) > 20  # a gate that is nearly shut has few of its steps of 1/255
+    forms = {layer.op: layer.form for layer in report.layers}
+    assert forms.get("HardSigmoid", "float") == ("int8" if slope > 0 else "float")

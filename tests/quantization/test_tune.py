@@ -134,7 +134,8 @@ def test_unstable_timings_decide_nothing(tmp_path):
 
 @pytest.mark.parametrize("least", [36.0, 40.0, 44.0])
 def test_float_islands_hold_the_signal(tmp_path, least):
-    _, report = go(tmp_path, Priced(border=0.0), zoo(), Goal(min_sqnr=least))
+    goal = Goal(min_sqnr=least, recovery=False)
+    _, report = go(tmp_path, Priced(border=0.0), zoo(), goal)
     assert report.sqnr["y"] >= least
     assert report.quantized > 0
     floats = [row for row in report.rows if row["form"] == "float"]
@@ -143,8 +144,9 @@ def test_float_islands_hold_the_signal(tmp_path, least):
 
 
 def test_a_signal_out_of_reach_keeps_fp32(tmp_path):
-    _, report = go(tmp_path, Priced(), goal=Goal(min_sqnr=150.0))
+    _, report = go(tmp_path, Priced(), goal=Goal(min_sqnr=150.0, recovery=False))
     assert report.verdict == "fp32 kept: no int8 layer leaves an SQNR of at least 150 dB"
+    assert report.recovery == report.warnings == ()
 
 
 def test_a_drop_is_held_on_the_labelled_samples(tmp_path):
@@ -152,7 +154,8 @@ def test_a_drop_is_held_on_the_labelled_samples(tmp_path):
     many = {"x": images(600, seed=5)}
     right = onnxruntime.InferenceSession(str(path)).run(None, many)[0].argmax(axis=1)
     labelled = Labelled(Samples(many), right, CLASSIFICATION)
-    _, report = go(tmp_path, Priced(), zoo(), Goal(max_drop=0.5), labelled=labelled)
+    goal = Goal(max_drop=0.5, recovery=False)
+    _, report = go(tmp_path, Priced(), zoo(), goal, labelled=labelled)
     out = tmp_path / "out.onnx"
     ours = onnxruntime.InferenceSession(str(out)).run(None, many)[0].argmax(axis=1)
     assert 100 * (ours != right).mean() <= 0.5
@@ -282,7 +285,7 @@ def test_excluded_and_chosen_float_layers_stay_apart(tmp_path):
 
 
 def test_the_choice_that_is_saved_and_shipped_is_always_accurate_enough(tmp_path):
-    goal = Goal(min_sqnr=41.0)
+    goal = Goal(min_sqnr=41.0, recovery=False)
     _, report = go(tmp_path, Priced(dear={"Conv_d"}, border=0.0), zoo(), goal)
     assert report.sqnr["y"] >= 41.0
     forms = {row["name"]: row["reason"] for row in report.rows if row["form"] == "float"}
@@ -307,7 +310,7 @@ def test_the_fewest_of_the_most_sensitive_regions_are_forced(tmp_path, monkeypat
         Candidates, "quality", lambda self, f, *a, **k: LOOKED.append(f) or real(self, f, *a, **k)
     )
     monkeypatch.setattr(room.Goal, "met", met)
-    _, report = go(tmp_path, Priced(border=0.0), zoo())
+    _, report = go(tmp_path, Priced(border=0.0), zoo(), Goal(recovery=False))
     forced = report.table()["placement"]["forced"]
     assert len(forced) == needed
     noise = {row["name"]: -row["alone_int8"]["sqnr"]["y"] for row in report.rows}

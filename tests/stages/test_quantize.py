@@ -14,7 +14,7 @@ from compressor.core.types import DATASET, ONNX, Artifact, InputSpec
 from compressor.data.dataset import Split, save
 from compressor.runtime import metadata
 from compressor.stages.quantize import QUANTIZE, QuantizeConfig
-from compressor.testing import artifact, check_stage, context
+from compressor.testing import MadeUpTimings, artifact, check_stage, context
 from tests.quantization.graphs import put, zoo
 
 
@@ -133,6 +133,41 @@ def test_a_model_that_takes_uint8_is_fed_as_stored(tmp_path, inputs):
     assert result.metrics["sqnr"].value > 25
 
 
+def test_what_each_rung_gave_is_said_in_a_line_and_is_in_the_table(tmp_path, inputs):
+    ctx = context(tmp_path / "work", timings=MadeUpTimings())
+    config = QuantizeConfig(calibration=40, min_sqnr=150.0, budget=3.0)
+    result = QUANTIZE.run(config, inputs, ctx)
+    rows = json.loads(result.outputs["table"].read_text())["recovery"]
+    assert [line.split(":")[0] for line in ctx.progress.lines[: len(rows)]] == [
+        f"recovery, {row['name']}" for row in rows
+    ]
+    assert {row["outcome"] for row in rows} > {"skipped: budget"}
+
+
+@pytest.mark.parametrize("word", ["auto", "none"])
+def test_recovery_can_be_left_out(tmp_path, inputs, monkeypatch, word):
+    def place(*given, **more):
+        assert given[4].recovery == (word == "auto")
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("compressor.quantization.tune.place", place)
+    with pytest.raises(ConfigError, match="seen"):
+        QUANTIZE.run(QuantizeConfig(calibration=40, recovery=word), inputs, context(tmp_path / "w"))
+
+
+def test_a_model_without_a_float_output_has_no_signal_to_report(tmp_path, inputs):
+    model = zoo()
+    model.graph.node.append(onnx.helper.make_node("ArgMax", ["y"], ["best"], axis=1))
+    del model.graph.output[:]
+    kind = onnx.TensorProto.INT64
+    model.graph.output.append(onnx.helper.make_tensor_value_info("best", kind, ["N", 1]))
+    whole = {**inputs, "model": artifact("best", ONNX, put(model, tmp_path / "best.onnx"))}
+    config = QuantizeConfig(calibration=40, placement="none")
+    result = QUANTIZE.run(config, whole, context(tmp_path / "work"))
+    assert set(result.metrics) == {"float_convs", "quantized"}
+    assert result.metrics["quantized"].value > 0
+
+
 def test_few_samples_are_warned_of(tmp_path, inputs):
     ctx = context(tmp_path / "work")
     QUANTIZE.run(QuantizeConfig(calibration=10, placement="none"), inputs, ctx)
@@ -160,7 +195,7 @@ def test_dynamic_refuses_this_network_for_its_convolutions(tmp_path, inputs):
     "wrong",
     [{"target": "x86"}, {"scheme": "int2"}, {"calibrator": "kl"}, {"calibration": 0},
      {"weight_bits": 4}, {"placement": "guessed"}, {"percentile": 101.0}, {"budget": "3x"},
-     {"budget": 0}, {"placement": "none", "max_drop": 1.0}, {"max_drop": -1}],
+     {"budget": 0}, {"recovery": "some"}, {"placement": "none", "max_drop": 1.0}, {"max_drop": -1}],
 )  # fmt: skip
 def test_config_is_typed_at_the_door(wrong):
     with pytest.raises(ValidationError):
