@@ -14,7 +14,7 @@ import pytest
 from compressor.core import results
 from compressor.core.results import OutputRecord, RunResults, StageRecord
 from compressor.core.store import Store
-from compressor.core.types import DATASET, ONNX
+from compressor.core.types import DATASET, ONNX, TimingProtocol
 from compressor.runtime import metadata
 from tests.quantization.graphs import zoo
 from tests.stages.test_quantize import dataset as noise
@@ -58,7 +58,10 @@ def test_quantizes_times_and_reports_and_a_failure_is_a_result(toy):
         assert found["sqnr"] > 20
         assert found["speedup"]["low"] <= found["speedup"]["value"] <= found["speedup"]["high"]
         assert found["versions"]["onnxruntime"]
-    assert row["aa"] > 0
+    assert row["aa"]["low"] <= row["aa"]["value"] <= row["aa"]["high"]
+    (means,) = json.loads(table.read_text())["means"]
+    assert means["networks"] == ["toy"]
+    assert means["variants"]["ort_u8s8"]["over_peer"] == pytest.approx(1.0)
     assert row["machine"]["cpu"]
     text = table.with_suffix(".md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("| toy"))
@@ -114,14 +117,56 @@ def test_trained_networks_of_a_run_are_judged_on_its_test_split(peers, monkeypat
     assert "| noise-plain-aaaaaaaa | 5 |" in table.with_suffix(".md").read_text()
 
 
-def test_means_are_geometric_and_over_the_same_networks(peers):
-    def row(**speeds):
-        return {"variants": {k: {"speedup": {"value": v}} for k, v in speeds.items()}}
+def timed(network, aa_low=0.98, **speeds):
+    """A row of the table: variant to speed-up; intervals are 1 % wide, SQNR is 10 x speed-up."""
+    cells = {
+        k: {"speedup": {"value": v, "low": v * 0.995, "high": v * 1.005}, "sqnr": 10 * v}
+        for k, v in speeds.items()
+    }
+    return {"network": network, "aa": {"low": aa_low}, "variants": cells}
 
-    rows = [row(ort_u8s8=2.0, plain=4.0), row(ort_u8s8=0.5, plain=1.0), row(plain=2.0)]
-    means = peers.int8_peers.mean_ratios(rows)
+
+def test_means_are_geometric_and_over_the_same_networks(peers):
+    rows = [timed("a", ort_u8s8=2.0, plain=4.0), timed("b", ort_u8s8=0.5, plain=1.0)]
+    means = peers.int8_peers.mean_ratios([*rows, timed("c", plain=2.0)])
     assert means["ort_u8s8"]["over_fp32"] == pytest.approx(1.0)
-    assert means["plain"] == pytest.approx({"over_fp32": 2.0, "over_peer": 2.0, "networks": 3})
+    plain = means["plain"]
+    assert plain == pytest.approx(
+        {"over_fp32": 2.0, "over_peer": 2.0, "networks": 3, "slower": 0, "sqnr_over_peer": 5.0}
+    )
+
+
+def test_slower_than_fp32_is_below_its_interval_and_that_of_the_control(peers):
+    speeds = {"clearly": 0.9, "as_noisy_as_the_control": 0.985, "not": 1.0}
+    rows = [timed(name, plain=speed) for name, speed in speeds.items()]
+    assert peers.int8_peers.mean_ratios(rows)["plain"]["slower"] == 1
+
+
+def test_networks_of_the_table_and_others_have_means_of_their_own(peers):
+    room = peers.int8_peers
+    rows = [timed("resnet18", plain=2.0), timed("densenet121", plain=3.0), timed("toy", plain=1.0)]
+    table, others = room.grouped(rows)
+    assert [r["network"] for r in others[0]] == ["densenet121", "toy"]
+    assert table[1]["plain"]["over_fp32"] == pytest.approx(2.0)
+    assert others[1]["plain"]["over_fp32"] == pytest.approx(3**0.5)
+
+
+def test_rounds_fit_the_seconds_and_slow_networks_get_the_fewest(peers):
+    protocol = TimingProtocol(rounds=30, min_cell_ms=50.0)
+    fitting = peers.int8_peers.fitting
+    assert fitting([5.0, 5.0], protocol, 60.0) == 30
+    # Three cells of 500 + 500 ms a round, with the control's.
+    assert fitting([500.0, 500.0], protocol, 60.0) == 20
+    assert fitting([500.0, 500.0], protocol, 1.0) == 10
+
+
+def test_only_the_asked_for_variants_are_quantized(toy):
+    folder, run = toy
+    run("quantize", "--variants", "plain")
+    made = {path.stem for path in (folder / "toy").glob("*.json")}
+    assert made == {"plain"}
+    with pytest.raises(SystemExit):
+        run("quantize", "--variants", "plane")
 
 
 def test_bicubic_weights_are_those_of_the_cubic_kernel_by_hand(peers):
