@@ -10,7 +10,7 @@ Each network has a folder under --work; what is there already is not made again,
 killed goes on where it was. Networks have random weights and images are smooth noise, see
 ``peers_nets``: speed does not depend on either, and SQNR is comparable between quantizers only.
 All variants of a network are timed interleaved in one process with an A/A control. Only the
-variant ``measured`` needs a quiet machine while it quantizes.
+variants ``measured`` and ``as_good`` need a quiet machine while they quantize.
 """
 
 from __future__ import annotations

@@ -16,12 +16,9 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import random
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,22 +46,26 @@ class Spent:
     text: str = ""
 
 
+# Linux counts the memory of whoever starts a process as its own, so a small process starts it.
+_LAUNCH = """
+import json, resource, subprocess, sys, time
+began = time.perf_counter()
+ran = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+wall, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+print(json.dumps([ran.returncode, ran.stderr, wall, cpu, peak, ran.stdout]))
+"""
+
+
 def spent(command: Sequence[str]) -> Spent:
     """Run a process to its end. Raises RuntimeError with its last words if it fails."""
-    with tempfile.TemporaryFile("w+") as errors:
-        began = time.perf_counter()
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        assert child.stdout is not None
-        with child.stdout:
-            text = child.stdout.read()
-        _, status, usage = os.wait4(child.pid, 0)
-        wall = time.perf_counter() - began
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            errors.seek(0)
-            line = (errors.read().strip().splitlines() or [""])[-1]
-            raise RuntimeError(f"{' '.join(command)}: exit {child.returncode}: {line}")
-    return Spent(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, text)
+    launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, *command]
+    ran = subprocess.run(launch, capture_output=True, text=True, check=True)
+    code, errors, *numbers = json.loads(ran.stdout)
+    if code:
+        line = (errors.strip().splitlines() or [""])[-1]
+        raise RuntimeError(f"{' '.join(command)}: exit {code}: {line}")
+    return Spent(*numbers)
 
 
 def commands(fp32: Path, feed: Path, out: Path, batch: int) -> dict[str, list[str]]:

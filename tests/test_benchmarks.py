@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from tests.stages.test_quantize import dataset as noise
 @pytest.fixture
 def peers(monkeypatch, request):
     monkeypatch.syspath_prepend(str(request.config.rootpath / "benchmarks"))
-    names = ("peers_nets", "peers_quantizers", "int8_peers", "int8_trained")
+    names = ("peers_nets", "peers_quantizers", "int8_peers", "int8_trained", "quantize_cost")
     return SimpleNamespace(**{name: import_module(name) for name in names})
 
 
@@ -114,6 +115,13 @@ def test_trained_networks_of_a_run_are_judged_on_its_test_split(peers, monkeypat
     assert 0 <= found["agreement"] <= 100
     assert found["sqnr"] > 15
     assert "no such" in row["variants"]["broken"]["error"]
+    assert json.loads(table.read_text())["summary"] == {
+        "plain": {
+            "networks": 1, "mean_drop": found["drop"], "worst_upper": found["drop_upper"],
+            "least_agreement": found["agreement"], "median_sqnr": found["sqnr"],
+            "least_sqnr": found["sqnr"],
+        }
+    }  # fmt: skip
     assert "| noise-plain-aaaaaaaa | 5 |" in table.with_suffix(".md").read_text()
 
 
@@ -169,6 +177,21 @@ def test_only_the_asked_for_variants_are_quantized(toy):
         run("quantize", "--variants", "plane")
 
 
+def test_the_summary_is_of_the_networks_that_a_variant_was_judged_on(peers):
+    def row(drop, upper, agreement, sqnr):
+        found = {"drop": drop, "drop_upper": upper, "agreement": agreement, "sqnr": sqnr}
+        return {"variants": {"plain": found, "nncf": {"error": "ValueError"}}}
+
+    rows = [row(0.1, 0.3, 99.9, 30.0), row(-0.1, 0.2, 99.0, 40.0), {"variants": {}}]
+    ((key, found),) = peers.int8_trained.summary(rows, ["plain", "nncf"]).items()
+    assert key == "plain"
+    assert found["networks"] == 2
+    assert found["mean_drop"] == pytest.approx(0.0)
+    assert found["worst_upper"] == 0.3
+    assert found["least_agreement"] == 99.0
+    assert found["least_sqnr"] == 30.0
+
+
 def test_bicubic_weights_are_those_of_the_cubic_kernel_by_hand(peers):
     twice = peers.peers_nets.bicubic(6, 12)
     # Row 5 lies at 2.25: the kernel with a = -0.75 at distances 1.25, 0.25, 0.75 and 1.75.
@@ -198,3 +221,68 @@ def test_a_command_without_measured_placement_is_left_out_with_a_reason(peers, m
     monkeypatch.setattr(room, "_command", lambda arguments: "--placement [measured|none]")
     assert room.no_placement() == ""
     assert "no_such_package is not installed" in room.no_module("no_such_package")()
+
+
+def test_a_process_is_charged_its_own_time_and_memory(peers):
+    room = peers.quantize_cost
+    busy = "import time; x = bytearray(80 << 20); e = time.process_time() + 0.2\n"
+    loop = "while time.process_time() < e: pass\nprint(len(x))"
+    found = room.spent([sys.executable, "-c", busy + loop])
+    assert found.text == f"{80 << 20}\n"
+    assert found.cpu_s >= 0.2
+    assert 80 < found.peak_mb < 120  # neither this process's memory nor
+    small = room.spent([sys.executable, "-c", "pass"])  # that of the largest child so far
+    assert small.peak_mb < 40
+
+
+def test_a_process_that_fails_is_an_error_with_its_last_words(peers):
+    words = "import sys; print('no memory', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(RuntimeError, match=r"exit 3: no memory$"):
+        peers.quantize_cost.spent([sys.executable, "-c", words])
+
+
+def test_cost_is_the_ratio_of_wall_times_round_by_round(peers, monkeypatch, tmp_path):
+    room = peers.quantize_cost
+    (tmp_path / "toy").mkdir()
+    onnx.save(zoo(), tmp_path / "toy" / "fp32.onnx")
+    quick = SimpleNamespace(**{"wall": {room.OURS: 2.0, room.AGAIN: 2.0, room.PEER: 3.0}})
+    calls = {}
+
+    def commands(fp32, feed, out, batch):
+        with np.load(feed) as arrays:
+            calls["images"] = {name: array.shape for name, array in arrays.items()}
+        return {name: [name] for name in quick.wall}
+
+    table = {"placement": {"seconds": 1.5}, "verdict": "int8 is faster"}
+
+    def spent(command):
+        wall = quick.wall.get(command[0], 4.0)
+        return room.Spent(wall, wall, 100 * wall, json.dumps(table))
+
+    monkeypatch.setattr(room, "commands", commands)
+    monkeypatch.setattr(room, "spent", spent)
+    places = ["--work", str(tmp_path), "--results", str(tmp_path)]
+    room.main(["--plain", "toy", "--default", "toy", "--samples", "5", *places])
+    (path,) = tmp_path.glob("quantize_cost.*.json")
+    found = json.loads(path.read_text())
+    assert found["plain"]["ratio"]["value"] == pytest.approx(1.5)
+    assert found["plain"]["control"]["value"] == pytest.approx(1.0)
+    assert found["plain"]["peak_mb"][room.PEER] == pytest.approx(300.0)
+    assert len(found["plain"]["runs"][room.OURS]) == 3
+    ((shape,),) = [calls["images"].values()]
+    assert shape[0] == 5
+    assert found["default"]["counted_s"] == 1.5
+    assert found["default"]["wall_s"] == 4.0
+
+
+@pytest.mark.slow
+def test_both_quantizers_run_in_processes_of_their_own(peers, tmp_path):
+    (tmp_path / "toy").mkdir()
+    onnx.save(zoo(), tmp_path / "toy" / "fp32.onnx")
+    ends = ["--rounds", "1", "--samples", "20", "--work", str(tmp_path), "--results", str(tmp_path)]
+    peers.quantize_cost.main(["--plain", "toy", "--default", "", *ends])
+    (path,) = tmp_path.glob("quantize_cost.*.json")
+    found = json.loads(path.read_text())["plain"]
+    assert {name: len(runs) for name, runs in found["runs"].items()} == {
+        "compressor": 1, "compressor again": 1, "quantize_static": 1,
+    }  # fmt: skip
