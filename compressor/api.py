@@ -242,7 +242,8 @@ def quantize(
         max_drop: Instead, the largest drop in accuracy on ``labelled``, in points.
         labelled: ``.npz`` with one array per model input and ``labels`` (classes).
         told: Told seconds spent and what is being done.
-        options: Fields of :class:`compressor.quantization.plain.Options`.
+        options: Fields of :class:`compressor.quantization.plain.Options`; ``threads``, which are
+            not those that latency is measured with, are all usable ones by default.
 
     Raises:
         ConfigError: The files, or ``max_drop`` without labels or without a measured placement.
@@ -261,8 +262,9 @@ def quantize(
     judged = None if labelled is None else _labelled(Path(labelled))
     state = Path(f"{os.fspath(out)}.tune")
     given = [Path(p) for p in (calibration, labelled) if p is not None]
+    chosen = Options(**{"threads": environment.usable_threads(), **options})
     report = place(
-        Path(model), Path(out), samples, Options(**options), Goal(budget, min_sqnr, max_drop),
+        Path(model), Path(out), samples, chosen, Goal(budget, min_sqnr, max_drop),
         StoredTimings(Store(state)), state, placement=placement or "measured",
         explicit=placement is not None, labelled=judged,
         identity=" ".join(map(digest_file, given)), told=told,

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+import yaml
 
 from compressor.core import results
 from compressor.core.results import OutputRecord, RunResults, StageRecord
@@ -177,6 +178,17 @@ def test_only_the_asked_for_variants_are_quantized(toy):
         run("quantize", "--variants", "plane")
 
 
+def test_data_and_control_come_from_the_cache_of_the_recipe(request):
+    root = request.config.rootpath
+    networks, recipe = (
+        yaml.safe_load((root / name).read_text())
+        for name in ("benchmarks/fashion_networks.yaml", "pipelines/fashion_mnist.yaml")
+    )
+    assert networks["seed"] == recipe["seed"]
+    for stage in ("data", "control"):
+        assert networks["stages"][stage] == recipe["stages"][stage]
+
+
 def test_the_summary_is_of_the_networks_that_a_variant_was_judged_on(peers):
     def row(drop, upper, agreement, sqnr):
         found = {"drop": drop, "drop_upper": upper, "agreement": agreement, "sqnr": sqnr}
@@ -245,18 +257,17 @@ def test_cost_is_the_ratio_of_wall_times_round_by_round(peers, monkeypatch, tmp_
     room = peers.quantize_cost
     (tmp_path / "toy").mkdir()
     onnx.save(zoo(), tmp_path / "toy" / "fp32.onnx")
-    quick = SimpleNamespace(**{"wall": {room.OURS: 2.0, room.AGAIN: 2.0, room.PEER: 3.0}})
-    calls = {}
+    walls, shapes = {room.OURS: 2.0, room.AGAIN: 2.0, "peer": 3.0}, []
 
-    def commands(fp32, feed, out, batch):
+    def commands(fp32, feed, out):
         with np.load(feed) as arrays:
-            calls["images"] = {name: array.shape for name, array in arrays.items()}
-        return {name: [name] for name in quick.wall}
+            shapes.extend(array.shape for array in arrays.values())
+        return {name: [name] for name in walls}
 
     table = {"placement": {"seconds": 1.5}, "verdict": "int8 is faster"}
 
     def spent(command):
-        wall = quick.wall.get(command[0], 4.0)
+        wall = walls.get(command[0], 4.0)
         return room.Spent(wall, wall, 100 * wall, json.dumps(table))
 
     monkeypatch.setattr(room, "commands", commands)
@@ -265,12 +276,11 @@ def test_cost_is_the_ratio_of_wall_times_round_by_round(peers, monkeypatch, tmp_
     room.main(["--plain", "toy", "--default", "toy", "--samples", "5", *places])
     (path,) = tmp_path.glob("quantize_cost.*.json")
     found = json.loads(path.read_text())
-    assert found["plain"]["ratio"]["value"] == pytest.approx(1.5)
-    assert found["plain"]["control"]["value"] == pytest.approx(1.0)
-    assert found["plain"]["peak_mb"][room.PEER] == pytest.approx(300.0)
+    over = {name: r["value"] for name, r in found["plain"]["over_ours"].items()}
+    assert over == pytest.approx({room.AGAIN: 1.0, "peer": 1.5})
+    assert found["plain"]["peak_mb"]["peer"] == pytest.approx(300.0)
     assert len(found["plain"]["runs"][room.OURS]) == 3
-    ((shape,),) = [calls["images"].values()]
-    assert shape[0] == 5
+    assert [shape[0] for shape in shapes] == [5]
     assert found["default"]["counted_s"] == 1.5
     assert found["default"]["wall_s"] == 4.0
 
@@ -284,5 +294,6 @@ def test_both_quantizers_run_in_processes_of_their_own(peers, tmp_path):
     (path,) = tmp_path.glob("quantize_cost.*.json")
     found = json.loads(path.read_text())["plain"]
     assert {name: len(runs) for name, runs in found["runs"].items()} == {
-        "compressor": 1, "compressor again": 1, "quantize_static": 1,
+        "compressor": 1, "compressor again": 1,
+        "quantize_static, batch 32": 1, "quantize_static, batch 8": 1,
     }  # fmt: skip
