@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
+PEERS_NEED := -c constraints.txt -e '.[cpu,train]' -r benchmarks/peers-requirements.txt
 
 # A cached byte code makes `import torch` four times faster, so an inherited "do not write" is dropped.
 export PYTHONDONTWRITEBYTECODE :=
@@ -38,8 +39,9 @@ peers: $(PEERS)/.installed  ## int8 against ONNX Runtime's quantizer and NNCF; g
 
 $(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers-requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt -e '.[cpu,train]' \
-	  -r benchmarks/peers-requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet uv \
+	  && $(PEERS)/bin/uv pip install --quiet --python $(PEERS)/bin/python $(PEERS_NEED) \
+	  || $(PEERS)/bin/python -m pip install --quiet $(PEERS_NEED)
 	touch $@
 
 # uv installs in a quarter of pip's time; where it cannot be had, pip does the same.

@@ -1,12 +1,13 @@
 """Accuracy that int8 costs on trained networks: ours and the peers, on the test split of a run.
 
-    compressor run pipelines/fashion_mnist.yaml
-    python benchmarks/int8_trained.py runs/fashion_mnist/latest [more runs]
+    compressor run pipelines/fashion_mnist.yaml && compressor run benchmarks/fashion_networks.yaml
+    python benchmarks/int8_trained.py runs/fashion_mnist/latest runs/fashion_networks/latest
 
 Every fp32 file of the runs is quantized by every variant of ``peers_quantizers`` from the run's
 own calibration split, and compared with itself on the whole test split: drop with its one-sided
-95 % bound (Tango), agreement and SQNR, with this machine's kernels. Nothing is timed. What is in
---work already is not made again.
+95 % bound (Tango), agreement and SQNR, with this machine's kernels. Nothing is timed here, but the
+variants ``measured`` and ``as_good`` need a quiet machine while they quantize; --variants leaves
+them for later. What is in --work already is not made again.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,16 @@ from compressor.data import dataset
 from compressor.quantization.quality import decibel
 from compressor.runtime import metadata, predict
 from compressor.stats.paired import compare
+
+_JUDGED = ("drop", "drop_upper", "agreement", "sqnr")
+_SUMMARY = {
+    "networks": "networks judged",
+    "mean_drop": "mean drop, points",
+    "worst_upper": "highest bound, points",
+    "least_agreement": "least agreement, %",
+    "median_sqnr": "median SQNR, dB",
+    "least_sqnr": "least SQNR, dB",
+}
 
 
 def networks(run: Path, store: Store) -> Iterator[tuple[str, Path, Path]]:
@@ -50,7 +62,7 @@ def networks(run: Path, store: Store) -> Iterator[tuple[str, Path, Path]]:
 
 
 def judge_one(folder: Path, data: dataset.Dataset, variants: Any) -> dict[str, Any]:
-    """All variants of one network; returns its row."""
+    """Quantize by ``variants``; returns the row of all that have been made."""
     (name,) = data.inputs
     test = data.split("test")
     fp32 = folder / "fp32.onnx"
@@ -70,7 +82,7 @@ def judge_one(folder: Path, data: dataset.Dataset, variants: Any) -> dict[str, A
 
     stored = data.split("calibration").inputs[name]
     produce(folder, variants, name, dataset.as_float(stored, data.inputs[name]), judge)
-    records = {key: folder / f"{key}.json" for key in variants}
+    records = {key: folder / f"{key}.json" for key in VARIANTS}
     made = {key: json.loads(path.read_text()) for key, path in records.items() if path.exists()}
     return {"network": folder.name, "accuracy": 100 * float(right.mean()), "samples": len(test),
             "variants": made}  # fmt: skip
@@ -84,8 +96,8 @@ def markdown(rows: Sequence[dict[str, Any]], variants: Any) -> str:
         "# What int8 costs trained networks",
         "",
         f"{here['cpu']} ({instruction_set()}), {today}. Against fp32 on the test split: drop of "
-        "top-1 in points (one-sided 95 % upper bound), agreement of top-1, SQNR. Repeat with "
-        "`benchmarks/int8_trained.py RUN`.",
+        "top-1 in points (one-sided 95 % upper bound), agreement of top-1, SQNR (200: equal). "
+        "Repeat with `benchmarks/int8_trained.py RUN`.",
         "",
         "| network | samples | fp32 | " + " | ".join(variants[k].label for k in shown) + " |",
         "|---" * (3 + len(shown)) + "|",
@@ -94,14 +106,35 @@ def markdown(rows: Sequence[dict[str, Any]], variants: Any) -> str:
         cells = [_cell(row["variants"].get(key, {})) for key in shown]
         start = f"| {row['network']} | {row['samples']} | {row['accuracy']:.2f} %"
         lines.append(f"{start} | {' | '.join(cells)} |")
-    means = [_mean([r["variants"].get(key, {}).get("drop") for r in rows]) for key in shown]
-    lines.append(f"| mean drop | | | {' | '.join(means)} |")
+    found = summary(rows, shown)
+    for name, words in _SUMMARY.items():
+        cells = [f"{found[key][name]:.6g}" if key in found else "" for key in shown]
+        lines.append(f"| {words} | | | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _mean(drops: Sequence[float | None]) -> str:
-    known = [d for d in drops if d is not None]
-    return f"{sum(known) / len(known):.3f} of {len(known)}" if known else ""
+def summary(rows: Sequence[dict[str, Any]], variants: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Per variant: mean and worst over the networks that it was judged on.
+
+    Returns:
+        Variant to ``networks``, ``mean_drop`` and ``worst_upper`` in points, ``least_agreement``
+        in percent, ``median_sqnr`` and ``least_sqnr`` in dB.
+    """
+    result = {}
+    for key in variants:
+        cells = [row["variants"][key] for row in rows if "drop" in row["variants"].get(key, {})]
+        if not cells:
+            continue
+        by = {name: [cell[name] for cell in cells] for name in cells[0] if name in _JUDGED}
+        result[key] = {
+            "networks": len(cells),
+            "mean_drop": fmean(by["drop"]),
+            "worst_upper": max(by["drop_upper"]),
+            "least_agreement": min(by["agreement"]),
+            "median_sqnr": median(by["sqnr"]),
+            "least_sqnr": min(by["sqnr"]),
+        }
+    return result
 
 
 def _cell(found: dict[str, Any]) -> str:
@@ -119,7 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", type=Path, default=None)
     parser.add_argument("--work", type=Path, default=Path(".peers/trained"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, help="quantize by these only")
     args = parser.parse_args(arguments)
+    chosen = {k: v for k, v in VARIANTS.items() if args.variants is None or k in args.variants}
     store = Store(args.store or Path(os.environ.get("COMPRESSOR_STORE") or ".compressor"))
     rows = []
     for run in args.runs:
@@ -127,11 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder = args.work / name
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(fp32, folder / "fp32.onnx")
-            rows.append(judge_one(folder, dataset.load(data), VARIANTS))
+            rows.append(judge_one(folder, dataset.load(data), chosen))
     if not rows:
         raise SystemExit("these runs keep no fp32 model")
     stem, text = args.results / f"int8_trained.{instruction_set()}", markdown(rows, VARIANTS)
-    facts = {"schema": 1, "machine": machine(), "networks": rows}
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    facts = {"schema": 1, "date": today, "machine": machine(), "summary": summary(rows, VARIANTS),
+             "networks": rows}  # fmt: skip
     write_json(Path(f"{stem}.json"), facts)
     write_text(Path(f"{stem}.md"), text)
     print(text)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 TABLE = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_1",
          "vit_b_16")  # fmt: skip
+# Shapes that the table does not have: shuffles, groups, dense concatenations, searched blocks.
+OTHERS = ("shufflenet_v2_x1_0", "regnet_x_400mf", "mnasnet1_0", "densenet121")
 CALIBRATE, MEASURE = 32, 64
 INPUT = "x"
 _OPSET, _SIDE = 18, 224
@@ -35,16 +37,18 @@ def bicubic(source: int, target: int) -> NDArray[np.float64]:
     return matrix
 
 
-def images(height: int = _SIDE, width: int = _SIDE, seed: int = 0) -> tuple[Images, Images]:
+def images(
+    height: int = _SIDE, width: int = _SIDE, seed: int = 0, count: int = CALIBRATE
+) -> tuple[Images, Images]:
     """Unit-variance upsamplings of 14x14 normal noise, [n, 3, height, width].
 
     Returns:
-        32 to calibrate and 64 others to measure.
+        ``count`` to calibrate and 64 others to measure.
     """
-    noise = np.random.default_rng(seed).standard_normal((CALIBRATE + MEASURE, 3, 14, 14))
+    noise = np.random.default_rng(seed).standard_normal((count + MEASURE, 3, 14, 14))
     smooth = bicubic(14, height) @ noise @ bicubic(14, width).T
     whole = (smooth / smooth.std()).astype(np.float32)
-    return whole[:CALIBRATE], whole[CALIBRATE:]
+    return whole[:count], whole[count:]
 
 
 def export(name: str, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -19,10 +20,14 @@ from peers_nets import Images
 
 from compressor.core.files import write_json
 from compressor.core.hashing import digest_path
+from compressor.quantization.target import TargetName
 from compressor.runtime.predict import npz_bytes
 
 _BATCH = 8
+_OURS = ("compressor", "onnxruntime", "onnx")
 _MAIN = "from compressor.cli import main; main()"
+
+Run = Callable[[Path, Path, str, Images, str], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,14 @@ class Variant:
 
     Attributes:
         label: Its head.
-        run: (fp32 file, output file, input name, images [n, 3, H, W], network) writes the file.
+        run: (fp32 file, output file, input name, images [n, 3, H, W], network) writes the file and
+            may return facts for its record.
         missing: Why it cannot run here; empty if it can.
         packages: Whose versions are recorded.
     """
 
     label: str
-    run: Callable[[Path, Path, str, Images, str], None]
+    run: Run
     missing: Callable[[], str] = lambda: ""
     packages: tuple[str, ...] = ("onnxruntime", "onnx")
 
@@ -57,7 +63,7 @@ class Reader:
         return next(self._feeds, None)
 
 
-def ort(**options: Any) -> Callable[[Path, Path, str, Images, str], None]:
+def ort(**options: Any) -> Run:
     """``quantize_static`` behind the preprocessing that it asks for."""
 
     def run(fp32: Path, out: Path, name: str, samples: Images, network: str) -> None:
@@ -89,21 +95,40 @@ def nncf(fp32: Path, out: Path, name: str, samples: Images, network: str) -> Non
     onnx.save(made, out)
 
 
-def plain(fp32: Path, out: Path, name: str, samples: Images, network: str) -> None:
+def plain(target: TargetName = "portable") -> Run:
     """Ours without placement: everything that can be int8 is. Every fifth image is held out."""
-    from compressor.quantization.plain import Options, quantize
 
-    quantize(fp32, out, {name: samples}, Options(batch=_BATCH))
+    def run(fp32: Path, out: Path, name: str, samples: Images, network: str) -> None:
+        from compressor.quantization.plain import Options, quantize
+
+        quantize(fp32, out, {name: samples}, Options(target, batch=_BATCH))
+
+    return run
 
 
-def measured(fp32: Path, out: Path, name: str, samples: Images, network: str) -> None:
-    """Ours as the command does it, placement measured on this machine."""
-    with tempfile.TemporaryDirectory() as folder:
-        feed = Path(folder, "calibration.npz")
-        feed.write_bytes(npz_bytes({name: samples}))
-        arguments = [str(fp32), "--calibration", str(feed), "-o", str(out), "--placement",
-                     "measured", "--force"]  # fmt: skip
-        _command(["quantize", *arguments])
+def measured(as_good_as: str = "") -> Run:
+    """Ours as the command does it, placement measured on this machine.
+
+    With ``as_good_as``, the name of another variant, the least SQNR that is asked for is the one
+    that variant has, so that speeds are compared at equal accuracy; else the command's own.
+    """
+
+    def run(fp32: Path, out: Path, name: str, samples: Images, network: str) -> Mapping[str, Any]:
+        more = []
+        if as_good_as:
+            least = json.loads((fp32.parent / f"{as_good_as}.json").read_text())["sqnr"]
+            more = ["--min-sqnr", f"{least:.2f}"]
+        with tempfile.TemporaryDirectory() as folder:
+            feed = Path(folder, "calibration.npz")
+            feed.write_bytes(npz_bytes({name: samples}))
+            arguments = [str(fp32), "--calibration", str(feed), "-o", str(out), "--placement",
+                         "measured", "--force", "--json", *more]  # fmt: skip
+            table = json.loads(_command(["quantize", *arguments]))
+        forms = [row["form"] for row in table["regions"]]
+        return {"verdict": table["verdict"], "counted_s": table["placement"]["seconds"],
+                "regions": len(forms), "int8_regions": forms.count("int8")}  # fmt: skip
+
+    return run
 
 
 def no_module(name: str) -> Callable[[], str]:
@@ -153,9 +178,9 @@ def produce(
         beside.unlink(missing_ok=True)
         began = time.perf_counter()
         try:
-            variant.run(fp32, beside, name, samples, folder.name)
+            told = variant.run(fp32, beside, name, samples, folder.name)
             seconds = time.perf_counter() - began
-            facts = judge(beside)
+            facts = {**judge(beside), **(told or {})}
         except Exception as error:  # peers raise what they like
             line = (str(error).strip().splitlines() or [""])[-1][:300]
             write_json(record, {"error": f"{type(error).__name__}: {line}"})
@@ -176,8 +201,8 @@ VARIANTS = {
         ort(per_channel=True, activation_type="QUInt8", weight_type="QInt8"),
     ),
     "nncf": Variant("NNCF", nncf, no_module("nncf"), ("nncf", "onnxruntime", "onnx")),
-    "plain": Variant("ours, plain", plain, packages=("compressor", "onnxruntime", "onnx")),
-    "measured": Variant(
-        "ours, measured", measured, no_placement, ("compressor", "onnxruntime", "onnx")
-    ),
+    "plain": Variant("ours, plain", plain(), packages=_OURS),
+    "plain_host": Variant("ours, plain, target host", plain("host"), packages=_OURS),
+    "measured": Variant("ours", measured(), no_placement, _OURS),
+    "as_good": Variant("ours, SQNR of ORT U8S8", measured("ort_u8s8"), no_placement, _OURS),
 }

@@ -1,13 +1,13 @@
 """Streaming calibration: activation ranges in bounded memory, from the caller's data alone.
 
 The first pass adds ReduceMin, ReduceMax and ReduceSum to the graph, so that three numbers per
-sample and tensor leave the runtime. Methods with histograms make a second pass that fetches
-whole tensors, as many at a time, and samples at a time, as fit a fixed budget.
+sample and tensor leave the runtime, which keeps the tensors alive until it has reduced them.
+Methods with histograms make a second pass that fetches whole tensors. Either takes as many samples
+at a time, and the second as many tensors at a time, as fit a fixed budget.
 """
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,10 +29,9 @@ from compressor.quantization.observers import (
     Range,
     has_bins,
 )
+from compressor.quantization.watch import Feed, Watch
 
-Feed = Mapping[str, NDArray[Any]]
 Feeds = Callable[[], Iterable[Feed]]
-_FEW = 16
 _BUDGET = 256 << 20  # bytes of activations that may be alive at once
 _MARK = "__calibration__"
 
@@ -78,7 +77,7 @@ def calibrate(
             ``entropy``, least KL divergence; ``mse``, least squared error.
         percentile: Share of the values that ``percentile`` keeps, in percent.
         threads: Of the runtime.
-        budget: Bytes of activations that the second pass may hold at once.
+        budget: Bytes of those tensors that may be alive at once, if one sample of one fits.
         progress: Told how many samples the running pass has read.
 
     Raises:
@@ -100,9 +99,9 @@ def calibrations(
     progress: Callable[[int], None] = lambda samples: None,
 ) -> dict[Method, Calibration]:
     """:func:`calibrate` by several methods, in the passes of the dearest of them."""
-    watch = _Watch()
+    watch = Watch()
     wanted = list(dict.fromkeys(tensors))
-    extremes, sizes = _first_pass(graph, wanted, feeds, threads, watch, progress)
+    extremes, sizes = _first_pass(graph, wanted, feeds, threads, budget, watch, progress)
     if watch.samples == 0:
         raise ConfigError("calibration: 0 samples; give at least 1 (16 or more are sensible)")
     good = {name: extremes[name] for name in wanted if extremes[name].finite}
@@ -124,44 +123,6 @@ def calibrations(
     return {m: Calibration(ranges(m), watch.samples, warnings, broken, sizes) for m in methods}
 
 
-class _Watch:
-    """Looks at the samples themselves: how many, how many distinct, constant, finite."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self._digests: set[bytes] = set()
-        self._varied = False
-
-    def look(self, feed: Feed) -> int:
-        """Check a batch; returns its size. Raises ConfigError for NaN or Inf."""
-        counts = {len(a) for a in feed.values()}
-        if len(counts) != 1:
-            raise ConfigError(f"calibration: inputs have different numbers of samples: {counts}")
-        count = counts.pop()
-        for name, array in feed.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                rows = array.reshape(count, -1)
-                row = int(np.argmin(np.isfinite(rows).all(axis=1)))
-                raise ConfigError(f"calibration: {name}[{self.samples + row}] holds NaN or Inf")
-            rows = array.reshape(count, -1)
-            self._varied = self._varied or bool((rows != rows[:, :1]).any())
-        if len(self._digests) < _FEW:
-            for row in range(count):
-                parts = (np.ascontiguousarray(a[row]).tobytes() for a in feed.values())
-                self._digests.add(hashlib.sha256(b"|".join(parts)).digest())
-        self.samples += count
-        return count
-
-    def warnings(self) -> Iterator[str]:
-        if len(self._digests) < _FEW:
-            yield (
-                f"calibration: {len(self._digests)} distinct samples of {self.samples}; "
-                f"ranges from fewer than {_FEW} are unreliable"
-            )
-        if not self._varied:
-            yield "calibration: every sample is constant; ranges from blank input mean little"
-
-
 def _warnings(extremes: Mapping[str, Extremes]) -> Iterator[str]:
     for name, seen in extremes.items():
         if not seen.finite:
@@ -177,24 +138,38 @@ def _first_pass(
     tensors: Sequence[str],
     feeds: Feeds,
     threads: int,
-    watch: _Watch,
+    budget: int,
+    watch: Watch,
     progress: Callable[[int], None],
 ) -> tuple[dict[str, Extremes], dict[str, int]]:
     """Extremes of every tensor, and the most elements that one sample of it has."""
     extremes = {name: Extremes() for name in tensors}
     sizes = dict.fromkeys(tensors, 0)
+    wanted = [f"{_MARK}{k}_{i}" for i in range(len(tensors)) for k in "lhsn"]
+    whole = _fixed_batch(graph) is not None
     with _Runner(_with_reductions(graph, tensors), threads) as run:
         for feed in feeds():
-            count = watch.look(feed)
-            if count == 0:
-                continue
-            got = run([f"{_MARK}{k}_{i}" for i in range(len(tensors)) for k in "lhsn"], feed)
-            for i, name in enumerate(tensors):
-                low, high, total, size = got[4 * i : 4 * i + 4]
-                extremes[name].update(low.reshape(-1), high.reshape(-1), total.reshape(-1))
-                sizes[name] = max(sizes[name], -(-int(size) // count))
-            progress(watch.samples)
+            count, start = watch.look(feed), 0
+            while start < count:
+                # One sample first: it says how many fit.
+                held = 4 * sum(sizes.values())
+                rows = count if whole else max(1, budget // held) if held else 1
+                part = {k: a[start : start + rows] for k, a in feed.items()}
+                _take_(extremes, sizes, run(wanted, part), min(rows, count - start))
+                start += rows
+            if count:
+                progress(watch.samples)
     return extremes, sizes
+
+
+def _take_(
+    extremes: Mapping[str, Extremes], sizes: dict[str, int], got: list[NDArray[Any]], count: int
+) -> None:
+    """Add the reductions of ``count`` samples to what is known of each tensor."""
+    for i, (name, seen) in enumerate(extremes.items()):
+        low, high, total, size = got[4 * i : 4 * i + 4]
+        seen.update(low.reshape(-1), high.reshape(-1), total.reshape(-1))
+        sizes[name] = max(sizes[name], -(-int(size) // count))
 
 
 def _second_pass(

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from compressor.core.errors import ConfigError
 from compressor.core.types import InputSpec
 from compressor.data import as_float
-from compressor.quantization.calibrate import Feed, Feeds
+from compressor.quantization.calibrate import Feeds
 from compressor.quantization.graph import Array, Graph
+from compressor.quantization.watch import Feed
 
 _HOLD_OUT = 5  # every fifth sample measures, the others calibrate
 

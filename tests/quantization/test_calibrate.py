@@ -103,6 +103,27 @@ def test_what_is_held_at_once_fits_the_budget_however_many_samples(sizes, budget
     assert seen == list(named)
 
 
+@pytest.mark.parametrize("budget", [1, 40 << 10, 256 << 20])
+def test_the_first_pass_takes_as_many_samples_at_once_as_fit(graph, monkeypatch, budget):
+    from compressor.quantization import calibrate as room
+
+    taken: list[int] = []
+
+    class Counting(room._Runner):
+        def __call__(self, names, feed):
+            taken.append(len(feed["x"]))
+            return super().__call__(names, feed)
+
+    monkeypatch.setattr(room, "_Runner", Counting)
+    found = run(graph, "minmax", 24, budget=budget)
+    held = 4 * sum(found.sizes.values())
+    rows = max(1, budget // held)
+    assert taken[0] == 1
+    assert sum(taken) == 24
+    assert max(taken) == min(rows, 23)
+    assert len(taken) == 1 + -(-23 // rows)
+
+
 def test_memory_is_the_histograms_and_one_batch(graph, monkeypatch):
     from compressor.quantization import calibrate as room
 

@@ -59,6 +59,17 @@ def test_no_placement_is_the_plain_path(here, priced):
     assert priced.asked == 0
 
 
+def test_what_is_not_timed_uses_all_threads(here, priced, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "compressor.quantization.plain.quantize",
+        lambda *given: asked.append(given[3].threads) or quantize(*given),
+    )
+    monkeypatch.setattr("compressor.core.environment.usable_threads", lambda: 3)
+    assert go("--placement", "none").code == 0
+    assert asked == [3]
+
+
 def test_a_killed_search_leaves_its_best_and_goes_on(here, priced, monkeypatch):
     real, calls = Priced.measure, []
 
