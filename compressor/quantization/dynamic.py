@@ -54,6 +54,6 @@ def _refuse_convolutions(graph: Graph, exclude: Collection[str]) -> None:
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise ConfigError(
             f"scheme dynamic: {len(names)} convolutions ({shown}) would become ConvInteger, which "
-            "ONNX Runtime runs slower than float; use scheme int8, or exclude Conv, which leaves "
-            "them float and makes the matrix products dynamic"
+            "ONNX Runtime runs slower than float; use scheme int8, or exclude: [Conv] "
+            "(--exclude Conv), which leaves them float and makes the matrix products dynamic"
         )

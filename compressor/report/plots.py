@@ -54,7 +54,7 @@ def short(name: str) -> str:
     ``/features/features.3/conv/conv.0/conv.0.0/Conv`` is ``features.3/conv.0.0/Conv``.
     """
     parts = [part for part in name.split("/") if part]
-    after = [*parts[1:], ""]
+    after = [*parts, ""][1:]
     told = [a for a, b in zip(parts, after, strict=True) if a != b and not b.startswith(a + ".")]
     return "/".join(told) or name
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +78,11 @@ class FakeQuantizer:
             where = next((p.device for p in module.parameters()), torch.device("cpu"))
             self._here = {name: value.to(where) for name, value in self.state.items()}
             running.append(_Placing(self))
-            running[-1].__enter__()
+            running[-1].__enter__()  # type: ignore[no-untyped-call]
 
         def leave(module: nn.Module, inputs: object, output: Any) -> Any:
             mode = running.pop()
-            mode.__exit__(None, None, None)
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             return mode.finish(output)
 
         handles = [
@@ -192,7 +192,7 @@ class _Placing(TorchFunctionMode):
     def __init__(self, owner: FakeQuantizer) -> None:
         super().__init__()
         self._owner, self._means = owner, owner.means()
-        self._marks = WeakTensorKeyDictionary()
+        self._marks: MutableMapping[Tensor, _Mark] = WeakTensorKeyDictionary()
         # A call is known by its name, the layer before it and how many of its kind came between:
         # what training alone does (stochastic depth) moves no other call's name.
         self._layer = ""

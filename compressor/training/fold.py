@@ -85,14 +85,14 @@ class _Readers(TorchFunctionMode):
             layer = self._layers[id(args[1])]
             self._calls[id(layer)] += 1
             self._outputs[id(result)] = (result, layer)
+            self._reads[id(result)] = 0  # of a tensor that is gone and had the same id
         return result
 
     def _note_norm(self, x: Tensor, norm: _BatchNorm | None) -> None:
         if norm is None:
             return
         self._calls[id(norm)] += 1
-        _, layer = self._outputs.get(id(x), (x, None))
-        if layer is not None and _fits(x, layer):
+        if id(x) in self._outputs and _fits(x, layer := self._outputs[id(x)][1]):
             self._found.append((id(x), layer, norm))
 
     def pairs(self) -> Folded:
