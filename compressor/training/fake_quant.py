@@ -217,7 +217,7 @@ class _Placing(TorchFunctionMode):
         known = any(x in self._marks for x in places.tensors((*args, *named.values())))
         if known and places.arithmetic(name, args, named):
             return self._compute(func, name, args, named)
-        return func(*self._each(args, self._float), **self._each_named(named, self._float))
+        return func(*places.mapped(args, self._float), **_named(named, self._float))
 
     def finish(self, output: Any) -> Any:
         """The network's output as it leaves the integer network; to be called after the mode."""
@@ -260,7 +260,7 @@ class _Placing(TorchFunctionMode):
             pairs.append((self._read(x, f"{site}<{len(pairs)}"), x))
             return pairs[-1][0]
 
-        result = func(*self._each(args, read), **self._each_named(named, read))
+        result = func(*places.mapped(args, read), **_named(named, read))
         for copy, source in pairs:
             if result is copy and copy is not source:  # in place, on what others call ``source``
                 result = source.copy_(copy)
@@ -288,20 +288,10 @@ class _Placing(TorchFunctionMode):
         mark = self._marks.get(x) if isinstance(x, Tensor) else None
         return x if mark is None or not mark.certain else self._read(x, "")
 
-    def _each(self, values: Sequence[Any], change: Callable[[Any], Any]) -> list[Any]:
-        """Arguments with every tensor changed, those in lists included."""
-        return [
-            change(v) if isinstance(v, Tensor)
-            else type(v)(change(x) if isinstance(x, Tensor) else x for x in v)
-            if type(v) in (list, tuple) else v
-            for v in values
-        ]  # fmt: skip
-
-    def _each_named(
-        self, values: Mapping[str, Any], change: Callable[[Any], Any]
-    ) -> dict[str, Any]:
-        return dict(zip(values, self._each(list(values.values()), change), strict=True))
-
     def _site(self, kind: str) -> str:
         self._seen[self._layer, kind] += 1
         return f"{self._layer}/{kind}{self._seen[self._layer, kind]}"
+
+
+def _named(values: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    return dict(zip(values, places.mapped(list(values.values()), change), strict=True))

@@ -6,7 +6,7 @@ By the name under which a call reaches a ``TorchFunctionMode``: ``x + y``, ``tor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,16 @@ def tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from (x for x in value if isinstance(x, Tensor))
+
+
+def mapped(values: Sequence[Any], change: Callable[[Any], Any]) -> list[Any]:
+    """Arguments with every tensor changed, those in lists included."""
+    return [
+        change(v) if isinstance(v, Tensor)
+        else type(v)(change(x) if isinstance(x, Tensor) else x for x in v)
+        if type(v) in (list, tuple) else v
+        for v in values
+    ]  # fmt: skip
 
 
 def arithmetic(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
