@@ -97,6 +97,8 @@ class Rung(_Part):
                 quality = Quality.model_validate(found[key])
                 found[key] = quality.worst if quality.drop is None else quality.drop
                 found["unit"] = "dB" if quality.drop is None else "points"
+        if found.get("after") is not None:
+            found.setdefault("kept", found.get("outcome") == "kept")
         return found
 
 

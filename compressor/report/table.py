@@ -140,6 +140,7 @@ def quantize_text(report: Any, out: object) -> str:
         f"wrote {out}: {part} in {_FORMS.get(scheme, scheme)}",
         f"against fp32 on {report.held_out} {held}: SQNR {close}{agreement}",
         f"target {report.target.name}: {report.target.reason}",
+        *(rung.line() for rung in getattr(report, "recovery", ())),
         *(f"warning: {line}" for line in report.warnings),
     ]
     return "\n".join(map(_wrap, lines))
