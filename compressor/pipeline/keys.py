@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -161,7 +162,8 @@ def _each(got: Artifact | tuple[Artifact, ...]) -> tuple[Artifact, ...]:
 
 
 def _plain(spec: ModelSpec | None) -> Any:
-    return None if spec is None else dataclasses.asdict(spec)
+    """As it will be read back: JSON has no tuples, and stored parts are compared with new ones."""
+    return None if spec is None else json.loads(json.dumps(dataclasses.asdict(spec)))
 
 
 def _factories(inputs: Inputs, spec: ModelSpec | None) -> Iterator[str]:
