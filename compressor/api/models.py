@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -122,6 +123,7 @@ def quantize(
     goal = {"placement": placement, "budget": budget, "min_sqnr": min_sqnr,
             "max_drop": max_drop, "labelled": labelled}  # fmt: skip
     _check_options(options, Options.__dataclass_fields__)
+    _check_finite({"budget": budget, "min_sqnr": min_sqnr, "max_drop": max_drop})
     _check_scheme(scheme, {**goal, **options}, device)
     if max_drop is not None and labelled is None:
         raise ConfigError("--max-drop: needs --eval Y.npz with one array per input and `labels`")
@@ -149,9 +151,12 @@ def _int8(
     from compressor.core.store import Store
     from compressor.pipeline.timings import StoredTimings
     from compressor.quantization.goal import Goal
-    from compressor.quantization.tune import place
+    from compressor.quantization.tune import foreign, place
 
     labelled = goal["labelled"]
+    if goal["placement"] is None and (why := foreign(options.target)):
+        idle = [k for k, v in goal.items() if v is not None]
+        _refuse_idle(f"target {options.target}", idle, f"the placement is {why}")
     state = Path(f"{os.fspath(out)}.tune")
     given = [Path(p) for p in (calibration, labelled) if p is not None]
     wanted = Goal(
@@ -173,6 +178,12 @@ def _check_options(options: Mapping[str, Any], known: Mapping[str, Any]) -> None
     for name in options:
         if name not in known:
             raise ConfigError(f"{name}: unknown option{suggestion(name, known)}")
+
+
+def _check_finite(numbers: Mapping[str, float | None]) -> None:
+    for name, value in numbers.items():
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"--{name.replace('_', '-')}: got {value}; needs a finite number")
 
 
 def _check_scheme(scheme: str, given: Mapping[str, Any], device: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from compressor.core.environment import instruction_set
 from compressor.core.errors import ConfigError, MissingError
-from compressor.core.hashing import digest_file, digest_json
+from compressor.core.hashing import digest_bytes, digest_json
 from compressor.core.types import TimingProtocol, Timings
 from compressor.quantization import plain, prepare, regions
 from compressor.quantization.candidates import Candidates, Journal
@@ -88,7 +88,13 @@ def place(
                     identity=identity, progress=progress, told=told)  # fmt: skip
     if goal.max_drop is not None:
         raise ConfigError(f"max_drop: cannot be held, the placement is {line or 'none'}")
-    return plain.quantize(model, out, calibration, options, progress, line)
+    report = plain.quantize(model, out, calibration, options, progress, line)
+    worst = min(report.sqnr.values(), default=goal.min_sqnr)
+    if not line or worst >= goal.min_sqnr:
+        return report
+    below = f"SQNR {worst:.1f} dB is below min_sqnr {goal.min_sqnr:g}, which only a measured "
+    held = f"{below}placement holds: quantize on {options.target}"
+    return replace(report, warnings=(*report.warnings, held))
 
 
 def tune(
@@ -132,9 +138,9 @@ def tune(
         graph, kept.feeds(fixed or max(1, options.batch)), options, progress,
         partial(regions.tensors, graph),
     )  # fmt: skip
-    asked = [digest_file(model), identity, asdict(options), asdict(goal), len(samples)]
+    original = unchanged(model, "")  # with the weights that lie beside the file
+    asked = [digest_bytes(original), identity, asdict(options), asdict(goal), len(samples)]
     journal = Journal(resume, digest_json(asked))
-    original = unchanged(model, "")
     journal.keep_best(original, {"placement": FP32, "speedup": 1.0})
     judge = Judge(model, held, fixed=fixed, threads=options.threads, labelled=labelled)
     plainly = Candidates(

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import onnx
 
+from compressor.core.environment import instruction_set
 from compressor.core.errors import MissingError
+from compressor.runtime import metadata
 from compressor.runtime.session import check_file
 
 _QDQ = {"QuantizeLinear", "DequantizeLinear"}
@@ -72,14 +74,25 @@ def on_cuda(path: Path) -> OnCuda:
     return OnCuda(fallback, layers, len(moving))
 
 
-def check_int8(models: Mapping[str, Path], provider: str) -> list[str]:
-    """One line for each model that gains nothing from its integers on ``provider``.
+def check_int8(models: Mapping[str, Path], provider: str, host: str = "") -> list[str]:
+    """One line for each model whose integers gain nothing on ``provider``, or suit another CPU.
+
+    Args:
+        models: Name to file.
+        provider: ``cpu`` or ``cuda``.
+        host: This CPU's instruction set by default.
 
     Raises:
         MissingError: CUDA has no kernel for a part of a model.
     """
     if provider != "cuda":
-        return []
+        found = host or instruction_set()
+        made = {name: _made_for(path) for name, path in models.items()}
+        return [
+            f"{name}: made for {target}, this CPU is {found}: neither its speed nor its outputs "
+            f"here are those of {target}"
+            for name, target in made.items() if target not in {"", "portable", found}
+        ]  # fmt: skip
     lines = []
     for name, path in models.items():
         found = on_cuda(path)
@@ -95,3 +108,12 @@ def check_int8(models: Mapping[str, Path], provider: str) -> list[str]:
                 f"{found.pairs} QuantizeLinear and DequantizeLinear on top; use scheme: fp16 there"
             )
     return lines
+
+
+def _made_for(path: Path) -> str:
+    """The CPU that an int8 file was made for; empty for others and for what cannot be read."""
+    if path.suffix == ".ort":
+        return ""
+    check_file(path)
+    known = metadata.read(path)
+    return known.get(metadata.TARGET, "") if known.get(metadata.PRECISION) == "int8" else ""

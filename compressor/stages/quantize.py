@@ -71,6 +71,8 @@ class QuantizeConfig(Config):
     def _measured(self) -> QuantizeConfig:
         if self.placement == "none" and self.max_drop is not None:
             raise ValueError("max_drop is held by placement: measured; placement is none")
+        if self.scheme != "int8" and self.max_drop is not None:
+            raise ValueError(f"max_drop is held by scheme: int8; scheme is {self.scheme}")
         return self
 
 

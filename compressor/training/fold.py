@@ -56,11 +56,14 @@ class _Readers(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        # A tied weight belongs to several modules.
         uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-        found = [m for m in model.modules() if isinstance(m, _LAYERS) and uses[id(m.weight)] == 1]
+
+        def own(module: nn.Module) -> bool:  # a tied parameter belongs to several modules
+            return all(uses[id(p)] == 1 for p in module.parameters(recurse=False))
+
+        found = [m for m in model.modules() if isinstance(m, _LAYERS) and own(m)]
         self._layers = {id(m.weight): m for m in found}
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and own(m)]
         self._norms = {id(m.running_mean): m for m in norms if m.running_mean is not None}
         self._outputs: dict[int, tuple[Tensor, Layer]] = {}  # kept alive, so that ids stay unique
         self._reads: Counter[int] = Counter()
@@ -79,6 +82,8 @@ class _Readers(TorchFunctionMode):
         if name not in SILENT:
             self._reads.update(id(x) for x in tensors((*args, *named.values())))
         result = func(*args, **named)
+        if name == "__get__" and isinstance(result, Tensor):  # x.T, x.data; not x.shape
+            self._reads.update(id(x) for x in tensors(args))
         if len(args) > 1 and name == "batch_norm":
             self._note_norm(args[0], self._norms.get(id(args[1])))
         elif len(args) > 1 and name in LAYERS and id(args[1]) in self._layers:

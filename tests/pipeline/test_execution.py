@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from compressor.core.errors import IntegrityError, StageError
+from compressor.core.types import InputSpec, ModelSpec
 from compressor.pipeline import keys, planning
 from compressor.pipeline.execution import Options
 from tests.pipeline import toys
@@ -138,6 +140,13 @@ def test_accept_code_keeps_a_result_whose_code_changed(bench, monkeypatch):
     monkeypatch.setattr(keys.source, "behind", edited)
     assert bench.run(options=Options(accept_code=frozenset({"a", "b", "c"})))[1] == []
     assert bench.run()[1] == []  # recorded, not only for that run
+
+
+def test_parts_are_what_is_read_back_from_their_record():
+    """Stored parts are compared with new ones, so no tuple may hide in a network's spec."""
+    spec = ModelSpec("m:f", {"widths": (8, 16)}, ("a", "b"), {"x": InputSpec((1, 8, 8), "uint8")})
+    plain = keys._plain(spec)
+    assert plain == json.loads(json.dumps(plain))
 
 
 def test_accept_code_does_not_hide_another_change(bench, monkeypatch):

@@ -101,6 +101,10 @@ def test_a_killed_search_leaves_its_best_and_goes_on(here, priced, monkeypatch):
         (("--budget", "soon"), 2, 'got "soon"; needs a time above 0 such as 90, 90s, 3m or 1h'),
         (("--budget", "0s"), 2, "needs a time above 0"),
         (("--target", "arm64", "--placement", "measured"), 6, "needs a machine with arm64"),
+        (("--target", "arm64", "--min-sqnr", "9"), 2, "arm64 has no use for --min-sqnr: the place"),
+        (("--target", "arm64", "--eval", "e.npz"), 2, "target arm64 has no use for --eval"),
+        (("--min-sqnr", "nan"), 2, "--min-sqnr: got nan; needs a finite number"),
+        (("--max-drop", "inf", "--eval", "e.npz"), 2, "--max-drop: got inf; needs a finite"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_exit_code(here, priced, words, code, said):

@@ -61,3 +61,16 @@ def test_a_dynamic_file_is_refused_and_4_bits_and_fp16_are_not(tmp_path):
     schemes.quantize("fp16", source, half, {"x": images()})
     assert on_cuda(dynamic).fallback == {"DynamicQuantizeLinear": 1, "MatMulInteger": 1}
     assert check_int8({"int4": packed, "fp16": half}, "cuda") == []
+
+
+def test_a_file_made_for_another_cpu_is_named_and_a_portable_one_is_not(tmp_path):
+    source, feed = put(zoo(), tmp_path / "fp32.onnx"), {"x": images()}
+    made = {"fp32": source}
+    for target in ("portable", "arm64", "x86-vnni"):
+        made[target] = tmp_path / f"{target}.onnx"
+        schemes.quantize("int8", source, made[target], feed, schemes.Options(target=target))
+    (line,) = check_int8(made, "cpu", "x86-vnni")
+    assert line.startswith("arm64: made for arm64, this CPU is x86-vnni")
+    assert len(check_int8(made, "cpu", "x86")) == 2
+    (line,) = check_int8(made, "cpu", "arm64")
+    assert line.startswith("x86-vnni: made for x86-vnni, this CPU is arm64")

@@ -83,3 +83,20 @@ def test_only_a_norm_that_alone_reads_an_unshared_layer_is_folded() -> None:
     assert model.training
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(IMAGES), kept(IMAGES), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", ["weight", "bias"])
+def test_layers_and_norms_that_share_any_parameter_stay_as_they_are(shared: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3),
+                          nn.BatchNorm2d(4))  # fmt: skip
+    first, second = model[1], model[3]
+    for norm in (first, second):
+        norm.weight.data.uniform_(0.5, 2)
+        norm.bias.data.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    setattr(second, shared, getattr(first, shared))
+    kept = copy.deepcopy(model).eval()
+    assert fold_bn_(model, (IMAGES,)) == ()
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(IMAGES), kept(IMAGES))
