@@ -126,7 +126,7 @@ def publish(
         write_bytes(out, made.model.SerializeToString(deterministic=True))
         reasons = _reasons(floats, found, candidates, chosen.floats)
         kinds = plain.layers(candidates.graph, replace(chosen, floats=reasons), made)
-        left = plain.unfused(out, candidates.target, chosen)
+        left = plain.unfused(out, candidates.target, candidates.graph, chosen)
     batch = fixed or max(1, options.batch)
     sqnr, agreement = compare(model, out, held, batch, options.threads)
     return TunedReport(

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from compressor.core.environment import instruction_set
-from compressor.core.errors import ConfigError, StageError
+from compressor.core.errors import ConfigError, IntegrityError, StageError
 from compressor.core.files import write_bytes
 from compressor.quantization import calibrate, prepare, qdq
 from compressor.quantization.calibrate import Calibration
@@ -152,7 +152,7 @@ def quantize(
     describe_(written.model, target, options, found.samples, verdict)
     onnx.checker.check_model(written.model)
     write_bytes(out, written.model.SerializeToString(deterministic=True))
-    left = unfused(out, target, selection)
+    left = unfused(out, target, graph, selection)
     sqnr, agreement = compare(model, out, held, batch, options.threads)
     return QuantizeReport(
         layers=layers(graph, selection, written),
@@ -235,13 +235,26 @@ def check_exclude(graph: Graph, exclude: Collection[str]) -> None:
         )
 
 
-def unfused(path: Path, target: Target, selection: Selection) -> tuple[str, ...]:
-    """Convolutions that were to be int8 and run in float."""
+def unfused(path: Path, target: Target, graph: Graph, selection: Selection) -> tuple[str, ...]:
+    """Convolutions that were to be int8 and run in float, in the graph that the runtime executes.
+
+    Raises:
+        IntegrityError: Convolutions that were to be float run in int8 (see ``islands``); the file
+            is removed.
+    """
     from compressor.runtime.profile import fusion
 
     # Off ARM, the runtime fuses s8 activations only when told so; the file is meant for ARM.
     foreign = target.signed and instruction_set() != "arm64"
     report = fusion(path, config={"session.qdqisint8allowed": "1"} if foreign else {})
+    most = sum(n.op_type == "Conv" and n.name in selection.kinds for n in graph.nodes)
+    if report.qconvs > most:
+        path.unlink()
+        raise IntegrityError(
+            f"{path.name}: {most} convolutions were to be int8 and this onnxruntime runs "
+            f"{report.qconvs} so: a layer that was left float would be int8 again; leave none out "
+            "(placement: none without exclude), and please report this"
+        )
     return tuple(n for n in report.float_convs if n in selection.kinds)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
+from compressor.core.errors import IntegrityError
 from compressor.quantization.graph import Graph, attribute
 from compressor.quantization.plain import Options, quantize
 from compressor.quantization.prepare import clean
 from compressor.quantization.quality import compare
 from compressor.quantization.samples import Samples
 from compressor.quantization.weights import fits_16_bits
+from compressor.runtime import profile
 from compressor.runtime.profile import fusion, optimized_graph
 from tests.quantization.graphs import AXES, build, images, put, random_network, zoo
 
@@ -102,6 +105,19 @@ def test_an_excluded_layer_is_float_in_a_plain_session(tmp_path, output):
     assert [layer.reason for layer in report.layers if layer.form == "float"] == ["excluded"]
     assert report.float_convs == ()
     assert report.sqnr["y"] > 30
+
+
+def test_a_runtime_that_makes_an_excluded_layer_int8_again_is_found_out(tmp_path, monkeypatch):
+    real = profile.fusion
+
+    def greedy(path, **options):
+        report = real(path, **options)
+        return replace(report, qconvs=report.qconvs + 1, float_convs=())
+
+    monkeypatch.setattr(profile, "fusion", greedy)
+    with pytest.raises(IntegrityError, match="6 convolutions were to be int8 and this .* runs 7"):
+        go(tmp_path, zoo(), exclude=("a",))
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["fp32.onnx"]
 
 
 @pytest.mark.parametrize(
