@@ -115,7 +115,7 @@ def test_a_runtime_that_makes_an_excluded_layer_int8_again_is_found_out(tmp_path
         return replace(report, qconvs=report.qconvs + 1, float_convs=())
 
     monkeypatch.setattr(profile, "fusion", greedy)
-    with pytest.raises(IntegrityError, match="6 convolutions were to be int8 and this .* runs 7"):
+    with pytest.raises(IntegrityError, match=r"6 convolutions were to be int8 and this .* runs 7"):
         go(tmp_path, zoo(), exclude=("a",))
     assert [path.name for path in tmp_path.glob("*.onnx")] == ["fp32.onnx"]
 
