@@ -138,9 +138,13 @@ def rows(
     each = look_seconds(candidates, sample_us, looked)
     found: dict[int, tuple[Quality, Quality]] = {}
     order = order[: int(budget / (2 * each))]
+    # Corrected biases make up for what the layers in front lose, which are float here.
+    bare = (
+        candidates.of(candidates.recipe.without_bias()) if candidates.recipe.deltas else candidates
+    )
     for i in order:
         found[i] = (
-            candidates.quality(_others(i, candidates), looked, keep=False),
+            bare.quality(_others(i, candidates), looked, keep=False),
             candidates.quality(frozenset({i}), looked, keep=False),
         )
     floats, int8 = (*model.floats, *model.part_floats), (*model.int8, *model.part_int8)
