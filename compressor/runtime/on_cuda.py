@@ -86,13 +86,7 @@ def check_int8(models: Mapping[str, Path], provider: str, host: str = "") -> lis
         MissingError: CUDA has no kernel for a part of a model.
     """
     if provider != "cuda":
-        found = host or instruction_set()
-        made = {name: _made_for(path) for name, path in models.items()}
-        return [
-            f"{name}: made for {target}, this CPU is {found}: neither its speed nor its outputs "
-            f"here are those of {target}"
-            for name, target in made.items() if target not in {"", "portable", found}
-        ]  # fmt: skip
+        return _foreign(models, host or instruction_set())
     lines = []
     for name, path in models.items():
         found = on_cuda(path)
@@ -108,6 +102,16 @@ def check_int8(models: Mapping[str, Path], provider: str, host: str = "") -> lis
                 f"{found.pairs} QuantizeLinear and DequantizeLinear on top; use scheme: fp16 there"
             )
     return lines
+
+
+def _foreign(models: Mapping[str, Path], host: str) -> list[str]:
+    made = {name: _made_for(path) for name, path in models.items()}
+    return [
+        f"{name}: made for {target}, this CPU is {host}: neither its speed nor its outputs here "
+        f"are those of {target}"
+        for name, target in made.items()
+        if target not in {"", "portable", host}
+    ]
 
 
 def _made_for(path: Path) -> str:
