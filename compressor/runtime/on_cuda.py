@@ -1,4 +1,4 @@
-"""What the CUDA provider would make of a quantized file, by static rule.
+"""Who gains nothing from a quantized file: the CUDA provider, and CPUs it was not made for.
 
 CUDA has no QLinear* and no ConvInteger kernels, and ONNX Runtime's QDQ fusions are for the CPU: a
 QDQ file runs its layers in float there and pays for every QuantizeLinear and DequantizeLinear on
